@@ -1,0 +1,1 @@
+//! Conversions between client bodies and stored content.
