@@ -22,6 +22,24 @@ impl fmt::Display for ProducerId {
     }
 }
 
+/// Who receives: one consumer of one session of one connection. OpenWire's ConsumerId.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct ConsumerId {
+    /// Connection id, by convention `ID:host-port-time-n:m`.
+    pub connection: Text,
+    /// Session number in the connection.
+    pub session: i64,
+    /// Consumer number in the session.
+    pub value: i64,
+}
+
+/// `connection:session:value`.
+impl fmt::Display for ConsumerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.connection, self.session, self.value)
+    }
+}
+
 /// Identity of a message: its producer and that producer's running number.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct MessageId {
@@ -79,12 +97,15 @@ pub enum TransactionId {
     Xa(Xid),
 }
 
-/// As ActiveMQ prints them: `TX:connection:number`; XA as `XID:[formatId,globalId=hex,branchId=hex]`.
+/// As ActiveMQ prints them: `TX:connection:number`; XA as `XID:[formatId,globalId=hex,branchId=hex]`,
+/// though with two digits for every byte (theirs come sign-extended and without leading zeros).
 impl fmt::Display for TransactionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local { connection, value } => write!(f, "TX:{connection}:{value}"),
-            Self::Xa(xid) => write!(f, "XID:[{},globalId={:x},branchId={:x}]", xid.format_id, xid.global, xid.branch),
+            Self::Xa(xid) => {
+                write!(f, "XID:[{},globalId={:x},branchId={:x}]", xid.format_id, xid.global, xid.branch)
+            }
         }
     }
 }

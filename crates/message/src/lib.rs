@@ -7,14 +7,20 @@
 
 pub mod body;
 mod destination;
+mod error;
+pub mod front;
 mod id;
+pub mod loose;
 pub mod properties;
+mod scan;
+pub mod storage;
 pub mod stored;
 
 use bytes::Bytes;
 pub use bytestring::ByteString as Text;
 pub use destination::{Destination, DestinationKind};
-pub use id::{MessageId, ProducerId, TransactionId, Xid};
+pub use error::StoredError;
+pub use id::{ConsumerId, MessageId, ProducerId, TransactionId, Xid};
 pub use kahawai_types::Millis;
 
 /// Which of JMS's message types a message is, with OpenWire's type numbers.
@@ -112,6 +118,8 @@ pub struct Message {
     pub group_first_for_consumer: bool,
     /// OpenWire's command id of the send, kept as it came.
     pub command_id: i32,
+    /// OpenWire's mark that the sender waits for a response, kept as it came.
+    pub response_required: bool,
     /// OpenWire objects that we keep but do not read: data structure, target consumer, broker path, cluster.
     pub opaque: Option<Box<stored::OpaqueFields>>,
 }

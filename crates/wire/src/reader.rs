@@ -203,7 +203,8 @@ impl Reader {
     pub fn varint_len(&mut self) -> Result<usize, WireError> {
         let at = self.at;
         let length = self.varint64()?;
-        let length = usize::try_from(length).map_err(|_| WireError::Length { at, length: length.cast_signed() })?;
+        let length =
+            usize::try_from(length).map_err(|_| WireError::Length { at, length: length.cast_signed() })?;
         self.need(length)?;
         Ok(length)
     }

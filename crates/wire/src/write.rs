@@ -28,8 +28,7 @@ pub const fn varint32_len(value: i32) -> usize {
 /// Appends Java's `writeUTF`: a 2-byte length and modified UTF-8. `false`, and nothing appended, beyond 65 535 bytes.
 #[must_use]
 pub fn put_mutf8_u16(text: &str, out: &mut BytesMut) -> bool {
-    let length =
-        if crate::is_plain_utf8(text.as_bytes()) { text.len() } else { crate::mutf8_len(text) };
+    let length = crate::mutf8_len(text);
     let Ok(length) = u16::try_from(length) else {
         return false;
     };
