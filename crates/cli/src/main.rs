@@ -1,0 +1,60 @@
+//! The `kahawai` binary: `run`, tools for stores, small clients, and the load tool.
+
+mod clients;
+mod run;
+mod show;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// A highly available message broker on KahaDB files.
+#[derive(Parser)]
+#[command(name = "kahawai", version = env!("CARGO_PKG_VERSION"), about, max_term_width = 110)]
+struct Cli {
+    /// Log level on standard error: error, warn, info, debug or trace.
+    #[arg(long, global = true, default_value = "info")]
+    log: Level,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a broker.
+    Run(run::RunArgs),
+    /// Look at, check and repair the store of a stopped broker, ours or ActiveMQ's.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
+    /// Send messages.
+    Produce(clients::ProduceArgs),
+    /// Receive messages and acknowledge them.
+    Consume(clients::ConsumeArgs),
+    /// Look at a queue without consuming.
+    Browse(clients::BrowseArgs),
+    /// Put load on a broker and measure.
+    Perf(clients::PerfArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    tracing_subscriber::registry().with(format).with(Targets::new().with_default(cli.log)).init();
+    let result = match cli.command {
+        Command::Run(args) => return run::run(args),
+        Command::Store(command) => store::run(command),
+        Command::Produce(args) => clients::produce(args),
+        Command::Consume(args) => clients::consume(args),
+        Command::Browse(args) => clients::browse(args),
+        Command::Perf(args) => clients::perf(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("kahawai: {error:#}");
+        ExitCode::FAILURE
+    })
+}

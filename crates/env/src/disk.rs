@@ -1,0 +1,213 @@
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kahawai_types::Millis;
+use rustix::fs::{Advice, fadvise};
+
+use crate::lock::{FileLock, refuse_if_locked_here};
+use crate::{File, Files, Lock, OpenMode, check_name};
+
+/// A data directory on disk.
+#[derive(Clone, Debug)]
+pub struct DiskFiles {
+    root: PathBuf,
+}
+
+impl DiskFiles {
+    /// Uses `path` as the data directory; makes it, durably, if it is not there.
+    pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
+        let root = path.into();
+        create_directory_durably(&root)?;
+        Ok(Self { root })
+    }
+
+    /// Uses an existing directory; creates nothing. For tools that only look.
+    pub fn existing(path: impl Into<PathBuf>) -> io::Result<Self> {
+        let root = path.into();
+        if !fs::metadata(&root)?.is_dir() {
+            return Err(io::Error::new(
+                io::ErrorKind::NotADirectory,
+                format!("{} is no directory", root.display()),
+            ));
+        }
+        Ok(Self { root })
+    }
+
+    /// The data directory.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn full(&self, name: &str) -> io::Result<PathBuf> {
+        check_name(name)?;
+        Ok(if name.is_empty() { self.root.clone() } else { self.root.join(name) })
+    }
+}
+
+/// `create_dir_all`, and every directory that got a new name in it is flushed.
+fn create_directory_durably(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent {
+        create_directory_durably(parent)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
+        made => made?,
+    }
+    sync_directory(parent.unwrap_or(Path::new(".")))
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
+}
+
+impl Files for DiskFiles {
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        let path = self.full(name)?;
+        refuse_if_locked_here(&path)?;
+        let mut options = OpenOptions::new();
+        options.read(true);
+        match mode {
+            OpenMode::Read => &mut options,
+            OpenMode::Write => options.write(true).create(true).truncate(false),
+            OpenMode::CreateNew => options.write(true).create_new(true),
+        };
+        let file = options.open(&path)?;
+        if file.metadata()?.is_dir() {
+            return Err(io::Error::new(
+                io::ErrorKind::IsADirectory,
+                format!("{} is a directory", path.display()),
+            ));
+        }
+        Ok(Arc::new(DiskFile(file)))
+    }
+
+    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.full(directory)?)? {
+            // A name that is no text is not one of ours.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn create_directory(&self, name: &str) -> io::Result<()> {
+        create_directory_durably(&self.full(name)?)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.full(from)?, self.full(to)?)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.full(name)?)
+    }
+
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        self.full(name)?.try_exists()
+    }
+
+    fn sync_directory(&self, name: &str) -> io::Result<()> {
+        sync_directory(&self.full(name)?)
+    }
+
+    fn describe(&self, name: &str) -> String {
+        if name.is_empty() {
+            self.root.display().to_string()
+        } else {
+            self.root.join(name).display().to_string()
+        }
+    }
+
+    fn lock(&self, name: &str, now: Millis) -> io::Result<Option<Box<dyn Lock>>> {
+        let lock = FileLock::take(self.full(name)?, now)?;
+        Ok(lock.map(|lock| Box::new(lock) as Box<dyn Lock>))
+    }
+}
+
+#[derive(Debug)]
+struct DiskFile(fs::File);
+
+impl File for DiskFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(fadvise(&self.0, 0, None, Advice::DontNeed)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read_full_at;
+
+    fn directory() -> (tempfile::TempDir, DiskFiles) {
+        let directory = tempfile::tempdir().unwrap();
+        let files = DiskFiles::open(directory.path().join("a/b")).unwrap();
+        (directory, files)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_listed() {
+        let (_keep, files) = directory();
+        let file = files.open("x", OpenMode::CreateNew).unwrap();
+        file.write_at(b"hello", 3).unwrap();
+        file.sync_data().unwrap();
+        let mut buf = [1; 16];
+        assert_eq!(read_full_at(&*file, &mut buf, 0).unwrap(), 8);
+        assert_eq!(&buf[..8], b"\0\0\0hello");
+        files.create_directory("d/e").unwrap();
+        files.rename("x", "d/y").unwrap();
+        files.sync_directory("d").unwrap();
+        assert_eq!(files.list("").unwrap(), ["d"]);
+        assert_eq!(files.list("d").unwrap(), ["e", "y"]);
+        assert!(files.open("d/y", OpenMode::CreateNew).is_err());
+        assert_eq!(files.open("d/y", OpenMode::Write).unwrap().len().unwrap(), 8);
+        files.remove("d/y").unwrap();
+        assert!(!files.exists("d/y").unwrap());
+        assert_eq!(read_full_at(&*file, &mut buf, 0).unwrap(), 8, "an open file outlives its name");
+    }
+
+    #[test]
+    fn a_name_never_leads_out_of_the_directory() {
+        let (_keep, files) = directory();
+        for name in ["..", "../x", "/etc/passwd", "a//b", "a/../b", "./a", "a/"] {
+            assert_eq!(
+                files.open(name, OpenMode::Read).unwrap_err().kind(),
+                io::ErrorKind::InvalidInput,
+                "{name}"
+            );
+        }
+    }
+}

@@ -1,0 +1,109 @@
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+
+use kahawai_types::Millis;
+
+/// An open file. All positions are explicit, so that one handle serves many threads.
+pub trait File: Send + Sync + Debug {
+    /// Reads from `offset` into `buf`; may read less than asked for, and reads 0 bytes only at the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `bytes` at `offset`, or fails; after a failure any part of them may have been written.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes written bytes, and the length needed to read them, durable. After an error nothing is known about them,
+    /// and later success proves nothing: do not try again.
+    fn sync_data(&self) -> io::Result<()>;
+    /// The same, with all metadata.
+    fn sync_all(&self) -> io::Result<()>;
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Cuts or extends with zeros.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Forgets what the cache holds of it and is not dirty, as far as that can be done: the next read comes from the
+    /// disk. After a failed flush the cache may hold what the disk does not, so whoever opens a journal asks for the disk.
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// No bytes at all?
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// An existing file, to read.
+    Read,
+    /// An existing file, or a new empty one, to read and write. Never cut.
+    Write,
+    /// A new file to read and write; an error if the name is taken.
+    CreateNew,
+}
+
+/// One data directory. Names are relative to it, `/` separated, without `.` and `..`; the empty name is the directory.
+///
+/// Creating, renaming and removing become durable with [`sync_directory`](Files::sync_directory) of the directory that
+/// holds the name; before that, a power loss may undo them, in any order.
+pub trait Files: Send + Sync + Debug {
+    /// Opens a file.
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn File>>;
+    /// Names of the files and directories directly in `directory` (`""` = the root), sorted.
+    fn list(&self, directory: &str) -> io::Result<Vec<String>>;
+    /// Makes a directory and those above it; fine if it is there already.
+    fn create_directory(&self, name: &str) -> io::Result<()>;
+    /// Moves a file, replacing what has the new name.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file. Those who have it open go on reading it.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Is there a file or directory of this name?
+    fn exists(&self, name: &str) -> io::Result<bool>;
+    /// Makes the names in a directory durable (`""` = the root).
+    fn sync_directory(&self, name: &str) -> io::Result<()>;
+    /// The name as an operator would write it, for messages.
+    fn describe(&self, name: &str) -> String;
+    /// Takes KahaDB's lock file: writes `now` into it and holds an exclusive lock until the value is dropped. `None` if
+    /// somebody else holds it, in this process or another, Java or not.
+    fn lock(&self, name: &str, now: Millis) -> io::Result<Option<Box<dyn Lock>>>;
+}
+
+/// A lock that is held until it is dropped.
+pub trait Lock: Send + Sync + Debug {
+    /// Whether the name still leads to the file that we locked. `false` if somebody moved or replaced the lock file,
+    /// and hence another broker may believe that it holds the lock.
+    fn is_in_place(&self) -> io::Result<bool>;
+}
+
+/// Refuses names that could lead out of the data directory, or that two implementations might understand differently.
+pub fn check_name(name: &str) -> io::Result<()> {
+    let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0']);
+    if name.is_empty() || name.split('/').all(plain) {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("'{name}' is not a name inside a data directory"),
+    ))
+}
+
+/// Reads until `buf` is full or the file ends; returns how much was read.
+pub fn read_full_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// Fills `buf`, or fails with `UnexpectedEof`.
+pub fn read_exact_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    if read_full_at(file, buf, offset)? == buf.len() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends early"))
+}

@@ -1,0 +1,219 @@
+//! One journal, opened.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use kahawai_env::Files;
+use kahawai_types::{BootId, ClusterId, Epoch, Lsn, NodeId, StoreId};
+
+use crate::append::{Core, State};
+use crate::format::{Chain, EpochMarker, NODE_ID_BYTES_MAX, data_file_name};
+use crate::prepare::NextFile;
+use crate::scan::Catalog;
+use crate::shared::{Shared, unpoison};
+use crate::{
+    AppendError, Appended, Appender, DataFile, JournalOptions, JournalReader, JournalStats, KnownPositions,
+    OpenError, Preparer, Recovery, Writer,
+};
+
+/// A new reign: what its marker says, without what the journal knows itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewEpoch {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The epoch that was granted; higher than all in the journal.
+    pub epoch: Epoch,
+    /// Who writes.
+    pub node_id: NodeId,
+    /// Into which data directory.
+    pub store_id: StoreId,
+    /// In which life.
+    pub boot_id: BootId,
+    /// Revision of the election record.
+    pub revision: u64,
+    /// An operator accepted that confirmed data may be missing.
+    pub unclean: bool,
+}
+
+/// Why an epoch was not begun.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EpochError {
+    /// Epochs only grow.
+    #[error("epoch {epoch} is not above {last}, which the journal has")]
+    NotNewer {
+        /// As asked for.
+        epoch: Epoch,
+        /// The newest in the journal.
+        last: Epoch,
+    },
+    /// Damage in an older file of ActiveMQ's; an operator may adopt a chain.
+    #[error("the chain at the end of the journal is unknown")]
+    UnknownChain,
+    /// The marker holds no longer one.
+    #[error("a node's name of {bytes} bytes, the limit is {NODE_ID_BYTES_MAX}")]
+    NodeName {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The marker was not taken.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// Why a data file was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum RetireError {
+    /// Only files before the one with the durable end are ever deleted.
+    #[error("db-{file}.log is in use, the journal ends at {end}")]
+    InUse {
+        /// Its id.
+        file: u32,
+        /// The durable end.
+        end: Lsn,
+    },
+    /// The operating system says no.
+    #[error("{file}: delete")]
+    Io {
+        /// Full name.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// An open journal. All clones are the same one.
+///
+/// The node must hold the directory's [`kahawai_env::Lock`]: two open journals on one directory destroy each other.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    shared: Arc<Shared>,
+    parts: Arc<Mutex<(Option<Writer>, Option<Preparer>)>>,
+}
+
+impl Journal {
+    /// Opens a directory: checks the end of the newest file, cuts a torn tail, refuses damage. Older files are checked as
+    /// they are read, or all at once by [`crate::verify`].
+    ///
+    /// Takes time for one file, not for all; except for a directory whose newest file ActiveMQ wrote, which is read once to
+    /// know the chain over it.
+    pub fn open(
+        files: Arc<dyn Files>,
+        options: JournalOptions,
+        known: KnownPositions,
+    ) -> Result<(Self, Recovery), OpenError> {
+        let opened = crate::open::open(&files, &options, known)?;
+        let append_at = opened.append_at;
+        let end = opened.recovery.end;
+        let core = Core::new(&options, end, append_at, opened.links.epoch, opened.links.chain.is_some());
+        let wanted = append_at.file + u32::from(opened.current.is_some());
+        let next = NextFile::new(wanted, opened.untouched);
+        let shared = Arc::new(Shared::new(files, options, core, next, opened.used, end));
+        let current = opened.current.map(|file| (append_at.file, file));
+        let written = if current.is_some() { end } else { append_at.lsn() };
+        let writer = Writer::new(shared.clone(), opened.links, written, current);
+        let preparer = Preparer { shared: shared.clone() };
+        let parts = Arc::new(Mutex::new((Some(writer), Some(preparer))));
+        Ok((Self { shared, parts }, opened.recovery))
+    }
+
+    /// Begins the reign that this process writes in; before it, nothing can be appended. The marker becomes the first record,
+    /// and the record returned.
+    pub fn begin_epoch(&self, new: NewEpoch) -> Result<Appended, EpochError> {
+        let NewEpoch { cluster_id, epoch, node_id, store_id, boot_id, revision, unclean } = new;
+        if node_id.0.len() > NODE_ID_BYTES_MAX {
+            return Err(EpochError::NodeName { bytes: node_id.0.len() });
+        }
+        let mut core = self.shared.core();
+        let last = core.last_epoch;
+        if epoch <= last {
+            return Err(EpochError::NotNewer { epoch, last });
+        }
+        if !core.chain_known {
+            return Err(EpochError::UnknownChain);
+        }
+        // Where it begins and on top of what is known when the batch is sealed; the size is the same.
+        let (start, chain_before) = (Lsn::ZERO, Chain::default());
+        let marker = EpochMarker {
+            cluster_id,
+            epoch,
+            previous: last,
+            start,
+            chain_before,
+            node_id,
+            store_id,
+            boot_id,
+            revision,
+            unclean,
+        };
+        let appended = core.begin_epoch(marker);
+        self.shared.release(core);
+        Ok(appended?)
+    }
+
+    /// For those who add records.
+    pub fn appender(&self) -> Appender {
+        Appender { shared: self.shared.clone() }
+    }
+
+    /// For the journal thread. `None` the second time.
+    pub fn take_writer(&self) -> Option<Writer> {
+        unpoison(self.parts.lock()).0.take()
+    }
+
+    /// For the thread that makes files ahead. `None` the second time. Without it the writer makes them itself.
+    pub fn take_preparer(&self) -> Option<Preparer> {
+        unpoison(self.parts.lock()).1.take()
+    }
+
+    /// For those who read.
+    pub fn reader(&self) -> JournalReader {
+        JournalReader { shared: self.shared.clone() }
+    }
+
+    /// Raises the commit position that goes into the stamps of coming batches.
+    pub fn note_commit(&self, commit: Lsn) {
+        self.shared.note_commit(commit);
+    }
+
+    /// Deletes a data file, durably. `false` if there is no such file. Readers that are in it finish undisturbed.
+    ///
+    /// After a crash half way the file is there or not.
+    pub fn retire(&self, file: u32) -> Result<bool, RetireError> {
+        let end = self.shared.durable();
+        if file >= end.file() {
+            return Err(RetireError::InUse { file, end });
+        }
+        let failed = |source| RetireError::Io { file: self.shared.describe(file), source };
+        let was_used = unpoison(self.shared.used.write()).remove(&file);
+        self.shared.forget_handle(file);
+        let name = data_file_name(file);
+        match self.shared.files.remove(&name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(was_used),
+            removed => removed.map_err(failed)?,
+        }
+        self.shared.files.sync_directory("").map_err(failed)?;
+        Ok(true)
+    }
+
+    /// The data files with batches, ascending. Files that vanish meanwhile are left out.
+    pub fn files(&self) -> Vec<DataFile> {
+        let ids: Vec<u32> = unpoison(self.shared.used.read()).iter().copied().collect();
+        let with_length = |id| Some(DataFile { id, bytes: self.shared.handle(id).ok()?.len().ok()? });
+        ids.into_iter().filter_map(with_length).collect()
+    }
+
+    /// Takes no more records. The writer gets what was appended so far and then `None`; the preparer ends.
+    pub fn close(&self) {
+        let mut core = self.shared.core();
+        if matches!(core.state, State::Running) {
+            core.state = State::Closed;
+        }
+        self.shared.release(core);
+        self.shared.next.close();
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> JournalStats {
+        self.shared.counters.read()
+    }
+}

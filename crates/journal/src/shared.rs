@@ -1,0 +1,244 @@
+//! What appenders, writer, readers and the preparer of one journal share.
+//!
+//! Locks, each held briefly and never across I/O or together with another: `core` (the open batch), `recent` (batches in
+//! memory), `used` and `handles` (files), `next` (the next file).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, PoisonError, RwLock};
+
+use bytes::Bytes;
+use kahawai_env::{File, Files, OpenMode};
+use kahawai_types::Lsn;
+
+use crate::append::{ClosedBatch, Core, State};
+use crate::format::data_file_name;
+use crate::prepare::NextFile;
+use crate::scan::Catalog;
+use crate::stats::Counters;
+use crate::{FailedStep, JournalFailed, JournalOptions};
+
+/// Data files that readers keep open.
+const HANDLES_MAX: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) files: Arc<dyn Files>,
+    pub(crate) options: JournalOptions,
+    core: Mutex<Core>,
+    /// Wakes the writer, which waits for `core` to have something.
+    work: Condvar,
+    pub(crate) next: NextFile,
+    pub(crate) used: RwLock<BTreeSet<u32>>,
+    handles: Mutex<Handles>,
+    pub(crate) recent: RwLock<Recent>,
+    /// End of what is flushed here.
+    durable: AtomicU64,
+    commit: AtomicU64,
+    congested: AtomicBool,
+    pub(crate) counters: Counters,
+}
+
+/// A panic elsewhere does not make these structures inconsistent: each change is a single call.
+pub(crate) fn unpoison<T>(result: Result<T, PoisonError<T>>) -> T {
+    result.unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(
+        files: Arc<dyn Files>,
+        options: JournalOptions,
+        core: Core,
+        next: NextFile,
+        used: BTreeSet<u32>,
+        durable: Lsn,
+    ) -> Self {
+        Self {
+            files,
+            core: Mutex::new(core),
+            work: Condvar::new(),
+            next,
+            used: RwLock::new(used),
+            handles: Mutex::default(),
+            recent: RwLock::new(Recent { bytes_max: options.recent_bytes_max, ..Recent::default() }),
+            durable: AtomicU64::new(durable.0),
+            commit: AtomicU64::new(0),
+            congested: AtomicBool::new(false),
+            counters: Counters::default(),
+            options,
+        }
+    }
+
+    pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
+        self.after_panic(self.core.lock())
+    }
+
+    /// An encoder that panicked half way leaves the open batch in an unknown state, so the journal fails.
+    fn after_panic<'a>(&self, locked: LockResult<MutexGuard<'a, Core>>) -> MutexGuard<'a, Core> {
+        locked.unwrap_or_else(|poisoned| {
+            let mut core = poisoned.into_inner();
+            self.core.clear_poison();
+            let source = Arc::new(io::Error::other("an encoder panicked"));
+            let at = core.end();
+            core.fail(&JournalFailed { at, step: FailedStep::Encode, source });
+            core
+        })
+    }
+
+    /// Wakes the writer if it waits and there is something for it. Takes the guard, so that it wakes to a free lock.
+    pub(crate) fn release(&self, mut core: MutexGuard<'_, Core>) {
+        self.congested.store(core.closed.len() >= self.options.sealed_batches_max, Ordering::Relaxed);
+        let wake = core.writer_idle && core.has_work();
+        core.writer_idle &= !wake;
+        drop(core);
+        if wake {
+            self.work.notify_one();
+        }
+    }
+
+    /// The oldest batch that nobody has taken; closes the open one if need be. `None` if there is none and the journal is
+    /// closed, or `wait` is false.
+    pub(crate) fn take_closed(&self, wait: bool) -> Result<Option<ClosedBatch>, JournalFailed> {
+        let mut core = self.core();
+        loop {
+            if let State::Failed(failed) = &core.state {
+                return Err(failed.clone());
+            }
+            if core.closed.is_empty() {
+                core.close_open();
+            }
+            if let Some(batch) = core.closed.pop_front() {
+                self.congested.store(core.closed.len() >= self.options.sealed_batches_max, Ordering::Relaxed);
+                return Ok(Some(batch));
+            }
+            if !wait || matches!(core.state, State::Closed) {
+                return Ok(None);
+            }
+            core.writer_idle = true;
+            core = self.after_panic(self.work.wait(core));
+            core.writer_idle = false;
+        }
+    }
+
+    /// Nothing is confirmed any more.
+    pub(crate) fn fail(&self, failed: &JournalFailed) {
+        let mut core = self.core();
+        core.fail(failed);
+        self.release(core);
+        self.next.close();
+    }
+
+    pub(crate) fn is_congested(&self) -> bool {
+        self.congested.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_durable(&self, durable: Lsn) {
+        self.durable.store(durable.0, Ordering::Release);
+    }
+
+    pub(crate) fn commit(&self) -> Lsn {
+        Lsn(self.commit.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn note_commit(&self, commit: Lsn) {
+        self.commit.fetch_max(commit.0, Ordering::Relaxed);
+    }
+
+    /// A handle for reading.
+    pub(crate) fn handle(&self, id: u32) -> io::Result<Arc<dyn File>> {
+        if let Some(file) = unpoison(self.handles.lock()).get(id) {
+            return Ok(file);
+        }
+        let file = self.files.open(&data_file_name(id), OpenMode::Read)?;
+        unpoison(self.handles.lock()).insert(id, file.clone());
+        Ok(file)
+    }
+
+    pub(crate) fn forget_handle(&self, id: u32) {
+        unpoison(self.handles.lock()).by_id.remove(&id);
+    }
+}
+
+impl Catalog for Shared {
+    fn first_from(&self, id: u32) -> Option<u32> {
+        unpoison(self.used.read()).range(id..).next().copied()
+    }
+
+    fn open(&self, id: u32) -> io::Result<Arc<dyn File>> {
+        self.handle(id)
+    }
+
+    fn describe(&self, id: u32) -> String {
+        self.files.describe(&data_file_name(id))
+    }
+
+    fn end(&self) -> Lsn {
+        self.durable()
+    }
+}
+
+/// Open files, the least recently used goes first.
+#[derive(Debug, Default)]
+struct Handles {
+    by_id: BTreeMap<u32, (u64, Arc<dyn File>)>,
+    uses: u64,
+}
+
+impl Handles {
+    fn get(&mut self, id: u32) -> Option<Arc<dyn File>> {
+        self.uses += 1;
+        let (used, file) = self.by_id.get_mut(&id)?;
+        *used = self.uses;
+        Some(file.clone())
+    }
+
+    fn insert(&mut self, id: u32, file: Arc<dyn File>) {
+        if self.by_id.len() >= HANDLES_MAX
+            && let Some(&oldest) = self.by_id.iter().min_by_key(|(_, (used, _))| used).map(|(id, _)| id)
+        {
+            self.by_id.remove(&oldest);
+        }
+        self.by_id.insert(id, (self.uses, file));
+    }
+}
+
+/// The batches written last, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Recent {
+    batches: VecDeque<(Lsn, Bytes)>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Recent {
+    /// Adds a batch; `bytes` may have an end mark. What falls out goes to `evicted`.
+    pub(crate) fn push(&mut self, start: Lsn, bytes: Bytes, evicted: &mut Vec<Bytes>) {
+        self.bytes += bytes.len();
+        self.batches.push_back((start, bytes));
+        while self.bytes > self.bytes_max
+            && let Some((_, old)) = self.batches.pop_front()
+        {
+            self.bytes -= old.len();
+            evicted.push(old);
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.batches.clear();
+        self.bytes = 0;
+    }
+
+    /// `size` bytes from `at`, if they lie in one of the batches.
+    pub(crate) fn view(&self, at: Lsn, size: usize) -> Option<Bytes> {
+        let behind = self.batches.partition_point(|(start, _)| *start <= at);
+        let (start, bytes) = self.batches.get(behind.checked_sub(1)?)?;
+        let from = usize::try_from(at.0 - start.0).ok()?;
+        let end = from.checked_add(size)?;
+        (end <= bytes.len()).then(|| bytes.slice(from..end))
+    }
+}

@@ -1,0 +1,338 @@
+//! The journal thread's side: stamps batches, writes and flushes them, one at a time.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use kahawai_env::File;
+use kahawai_types::{Epoch, Lsn};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::append::{ClosedBatch, State};
+use crate::format::{
+    BATCH_OVERHEAD_BYTES, CONTROL_BYTES, Chain, CheckedBatch, Control, END_MARK, EpochMarker,
+    FILE_BYTES_LIMIT, Problem, RECORD_HEADER_BYTES, Stamp,
+};
+use crate::scan::Links;
+use crate::shared::{Shared, unpoison};
+use crate::stats::count;
+
+/// What the journal was doing when it failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FailedStep {
+    /// A record was encoded.
+    Encode,
+    /// A data file was made or opened.
+    NewFile,
+    /// A batch was written.
+    Write,
+    /// A data file was flushed.
+    Flush,
+    /// A copied journal was cut back.
+    Truncate,
+    /// The writer was dropped before the journal was closed.
+    Abandoned,
+}
+
+impl std::fmt::Display for FailedStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Encode => "encoding a record",
+            Self::NewFile => "making a data file",
+            Self::Write => "writing",
+            Self::Flush => "flushing",
+            Self::Truncate => "cutting back",
+            Self::Abandoned => "stopping",
+        })
+    }
+}
+
+/// The journal failed, for good: what became of the bytes is unknown, so this process confirms nothing any more.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the journal failed at {at}, {step}")]
+pub struct JournalFailed {
+    /// Where.
+    pub at: Lsn,
+    /// Doing what.
+    pub step: FailedStep,
+    /// Why.
+    pub source: Arc<io::Error>,
+}
+
+/// Why batches of a primary were not taken. Except after [`CopyError::Failed`], nothing was changed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CopyError {
+    /// This journal has begun an epoch of its own.
+    #[error("a journal that writes itself copies from nobody")]
+    Writing,
+    /// Something lies between our end and the batch.
+    #[error("the batch at {at} does not follow our end {end}")]
+    Gap {
+        /// Where the batch belongs.
+        at: Lsn,
+        /// Where we are.
+        end: Lsn,
+    },
+    /// Not a batch that continues this journal.
+    #[error("the batch at {at} cannot be taken: {problem}")]
+    Batch {
+        /// Where the batch belongs.
+        at: Lsn,
+        /// What is wrong.
+        problem: Problem,
+    },
+    /// The journal failed, now or earlier.
+    #[error(transparent)]
+    Failed(#[from] JournalFailed),
+}
+
+/// A batch with its stamp, ready to be written and to be sent to replicas.
+#[derive(Clone, Debug)]
+pub struct SealedBatch {
+    /// Where its control record will stand.
+    pub start: Lsn,
+    /// Durable position once it is written.
+    pub end: Lsn,
+    /// The reign it belongs to.
+    pub epoch: Epoch,
+    /// The chain before it.
+    pub prev_chain: Chain,
+    /// The chain after it.
+    pub chain: Chain,
+    /// User records without the stamp.
+    pub records: u64,
+    /// The epoch marker that it begins with.
+    pub marker: Option<EpochMarker>,
+    /// Batch and end mark.
+    image: Bytes,
+}
+
+impl SealedBatch {
+    /// Control record and records, as they go to replicas.
+    pub fn bytes(&self) -> Bytes {
+        self.image.slice(..self.image.len() - END_MARK.len())
+    }
+}
+
+/// Writes batches. There is one per journal; dropping it before the journal is closed fails the journal.
+#[derive(Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+    /// After the last sealed batch.
+    links: Links,
+    /// End of the last batch written.
+    written: Lsn,
+    file: Option<(u32, Arc<dyn File>)>,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        links: Links,
+        written: Lsn,
+        file: Option<(u32, Arc<dyn File>)>,
+    ) -> Self {
+        Self { shared, links, written, file }
+    }
+
+    /// Waits until something is appended, and seals it. `None` once the journal is closed and everything is taken.
+    ///
+    /// `commit` goes into the stamp, or [`crate::Journal::note_commit`]'s if that is higher.
+    pub fn next_batch(&mut self, commit: Lsn) -> Result<Option<SealedBatch>, JournalFailed> {
+        Ok(self.shared.take_closed(true)?.map(|batch| self.seal(batch, commit)))
+    }
+
+    /// The same without waiting.
+    pub fn try_next(&mut self, commit: Lsn) -> Result<Option<SealedBatch>, JournalFailed> {
+        Ok(self.shared.take_closed(false)?.map(|batch| self.seal(batch, commit)))
+    }
+
+    fn seal(&mut self, batch: ClosedBatch, commit: Lsn) -> SealedBatch {
+        let ClosedBatch { start, mut buffer, epoch, marker, records } = batch;
+        let start = start.lsn();
+        // Begin_epoch sees to it that the chain is known.
+        let prev_chain = self.links.chain.expect("nothing is appended on top of an unknown chain");
+        let marker = marker.map(|marker| EpochMarker { start, chain_before: prev_chain, ..marker });
+        if let Some(marker) = &marker {
+            let mut payload = BytesMut::new();
+            marker.encode(&mut payload);
+            let at = BATCH_OVERHEAD_BYTES + RECORD_HEADER_BYTES;
+            buffer[at..at + payload.len()].copy_from_slice(&payload);
+        }
+        let digest = xxh3_64(&buffer[BATCH_OVERHEAD_BYTES..]);
+        // Beyond our own end nothing can have been confirmed.
+        let commit_hint = commit.max(self.shared.commit()).min(start);
+        let stamp = Stamp { epoch, lsn: start, commit_hint, prev_chain, digest };
+        buffer[CONTROL_BYTES..BATCH_OVERHEAD_BYTES].copy_from_slice(&stamp.encode());
+        let control = Control::of(&buffer[CONTROL_BYTES..]).expect("a batch is far below 2 GiB");
+        buffer[..CONTROL_BYTES].copy_from_slice(&control.encode());
+        let chain = prev_chain.after(epoch, start, control.payload_bytes, digest);
+        self.links = Links::known(Some(chain), epoch, Some(false));
+        let end = Lsn(start.0 + buffer.len() as u64);
+        buffer.extend_from_slice(&END_MARK);
+        // What readers keep must not pin much more than it holds.
+        let image = if buffer.len() < buffer.capacity() / 4 {
+            let image = Bytes::copy_from_slice(&buffer);
+            self.shared.core().flushed(0, [buffer]);
+            image
+        } else {
+            buffer.freeze()
+        };
+        SealedBatch { start, end, epoch, prev_chain, chain, records, marker, image }
+    }
+
+    /// Writes a batch, flushes it and returns the new durable position. Batches are written in the order they were sealed.
+    ///
+    /// After an error nothing more is taken, written or confirmed; the batch may or may not be there after a restart.
+    pub fn write(&mut self, batch: SealedBatch) -> Result<Lsn, JournalFailed> {
+        self.check_running()?;
+        assert!(
+            batch.start == self.written
+                || (batch.start.offset() == 0 && batch.start.file() > self.written.file()),
+            "batches are written in the order they were sealed"
+        );
+        self.write_image(batch.start, &batch.image)?;
+        self.flush(batch.start)?;
+        let bytes = batch.image.len() - END_MARK.len();
+        self.publish([(batch.start, batch.image, bytes)], batch.records);
+        Ok(batch.end)
+    }
+
+    /// Appends batches that the primary sent, byte for byte, with one flush. Each comes with its position and without an end
+    /// mark. Returns the new durable position.
+    pub fn copy(&mut self, batches: &[(Lsn, Bytes)]) -> Result<Lsn, CopyError> {
+        self.check_running()?;
+        if self.shared.core().epoch.is_some() {
+            return Err(CopyError::Writing);
+        }
+        // All are checked before the first is written.
+        let mut links = self.links.clone();
+        let mut end = self.written;
+        let mut records = 0;
+        for (at, bytes) in batches {
+            let at = *at;
+            if at != end && !(at.offset() == 0 && at.file() > end.file() && i32::try_from(at.file()).is_ok())
+            {
+                return Err(CopyError::Gap { at, end });
+            }
+            let batch =
+                check_copied(&mut links, at, bytes).map_err(|problem| CopyError::Batch { at, problem })?;
+            records += u64::from(batch.records) - u64::from(batch.stamp.is_some());
+            end = Lsn(at.0 + bytes.len() as u64);
+        }
+        for (index, (at, bytes)) in batches.iter().enumerate() {
+            self.write_image(*at, bytes)?;
+            let batch_end = Lsn(at.0 + bytes.len() as u64);
+            if batches.get(index + 1).is_none_or(|(next, _)| *next != batch_end) {
+                // The last of its file, as far as we know. A file is begun only after the one before is flushed.
+                self.write_part(batch_end, &END_MARK)?;
+                self.flush(*at)?;
+            }
+        }
+        self.links = links;
+        let bytes = batches.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        self.shared.core().followed(end.location(), self.links.epoch, bytes);
+        self.publish(batches.iter().map(|(at, bytes)| (*at, bytes.clone(), bytes.len())), records);
+        Ok(end)
+    }
+
+    /// Goes on from `chain` although it could not be computed, on an operator's word that what is here is the truth.
+    pub fn adopt_chain(&mut self, chain: Chain) {
+        self.links = Links::known(Some(chain), self.links.epoch, self.links.newest_is_foreign);
+        self.shared.core().chain_known = true;
+    }
+
+    fn check_running(&self) -> Result<(), JournalFailed> {
+        match &self.shared.core().state {
+            State::Failed(failed) => Err(failed.clone()),
+            State::Running | State::Closed => Ok(()),
+        }
+    }
+
+    fn fail(&self, at: Lsn, step: FailedStep, error: io::Error) -> JournalFailed {
+        let failed = JournalFailed { at, step, source: Arc::new(error) };
+        self.shared.fail(&failed);
+        failed
+    }
+
+    /// Writes the front of a batch, into the file where it belongs.
+    fn write_image(&mut self, at: Lsn, image: &[u8]) -> Result<(), JournalFailed> {
+        let id = at.file();
+        if self.file.as_ref().is_none_or(|(open, _)| *open != id) {
+            match self.shared.next.take(&*self.shared.files, id) {
+                Ok((file, in_a_hurry)) => {
+                    count(&self.shared.counters.files_made_in_a_hurry, in_a_hurry.into());
+                    self.file = Some((id, file));
+                    unpoison(self.shared.used.write()).insert(id);
+                }
+                Err(error) => return Err(self.fail(at, FailedStep::NewFile, error)),
+            }
+        }
+        self.write_part(at, image)
+    }
+
+    fn write_part(&self, at: Lsn, bytes: &[u8]) -> Result<(), JournalFailed> {
+        let Some((_, file)) = &self.file else { return Ok(()) };
+        file.write_at(bytes, at.offset().into()).map_err(|error| self.fail(at, FailedStep::Write, error))
+    }
+
+    fn flush(&self, at: Lsn) -> Result<(), JournalFailed> {
+        let Some((_, file)) = &self.file else { return Ok(()) };
+        let clock = &self.shared.options.clock;
+        let begun = clock.boot_us();
+        file.sync_data().map_err(|error| self.fail(at, FailedStep::Flush, error))?;
+        self.shared.counters.flushed(clock.boot_us().saturating_sub(begun));
+        Ok(())
+    }
+
+    /// Makes flushed batches visible to readers, and their buffers usable again. With each batch comes its length, without
+    /// the end mark that its image may have.
+    fn publish(&mut self, images: impl IntoIterator<Item = (Lsn, Bytes, usize)>, records: u64) {
+        let counters = &self.shared.counters;
+        let mut evicted = Vec::new();
+        let mut bytes = 0;
+        {
+            let mut recent = unpoison(self.shared.recent.write());
+            for (start, image, length) in images {
+                self.written = Lsn(start.0 + length as u64);
+                bytes += length as u64;
+                count(&counters.batches, 1);
+                recent.push(start, image, &mut evicted);
+            }
+        }
+        count(&counters.bytes, bytes);
+        count(&counters.records, records);
+        self.shared.set_durable(self.written);
+        let buffers = evicted.into_iter().filter_map(|image| image.try_into_mut().ok());
+        self.shared.core().flushed(bytes, buffers);
+    }
+
+    /// The end of what this writer has written and flushed.
+    pub fn written(&self) -> Lsn {
+        self.written
+    }
+
+    /// The chain after the last sealed or copied batch.
+    pub fn chain(&self) -> Option<Chain> {
+        self.links.chain
+    }
+}
+
+fn check_copied(links: &mut Links, at: Lsn, bytes: &[u8]) -> Result<CheckedBatch, Problem> {
+    let batch = CheckedBatch::check(bytes, at)?;
+    if batch.bytes() != bytes.len() || u64::from(at.offset()) + bytes.len() as u64 >= FILE_BYTES_LIMIT {
+        let (declared, available) = (batch.payload_bytes.into(), (bytes.len() - CONTROL_BYTES) as u64);
+        return Err(Problem::Torn { declared, available });
+    }
+    links.follow(&batch, at)?;
+    Ok(batch)
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let running = matches!(self.shared.core().state, State::Running);
+        if running {
+            self.fail(self.written, FailedStep::Abandoned, io::Error::other("the writer was dropped"));
+        }
+    }
+}

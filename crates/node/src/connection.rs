@@ -1,0 +1,456 @@
+//! One STOMP connection's task: socket on one side, core and commit position on the other.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use kahawai_broker::{ConnectionKey, Outcome};
+use kahawai_journal::WindowReader;
+use kahawai_message::front::{Ack, Delivery, Refusal, Request, Source, Token};
+use kahawai_message::storage::StorageError;
+use kahawai_stomp::{After, Closed, Connection, ConnectionOptions, Progress};
+use kahawai_types::{Lsn, Millis};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tracing::{debug, error, warn};
+
+use crate::core::{Core, Shared};
+use crate::outbox::{Item, Outbox};
+use crate::threads::read;
+
+/// Room that one read offers.
+const READ_BYTES: usize = 64 << 10;
+/// No more deliveries are encoded while this much waits for the socket.
+const OUT_BYTES_MAX: usize = 256 << 10;
+/// Requests taken from one read before they are carried out.
+const REQUESTS_MAX: usize = 256;
+/// Requests that may queue behind a blocked send before reading stops.
+const BLOCKED_MAX: usize = 256;
+/// How long the last bytes may take before the socket is closed.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// A request that waits for room, or an answer that must not pass it.
+enum Held {
+    Request(Request, Option<Token>),
+    Answer(Lsn, Token),
+}
+
+struct Task<S> {
+    stream: S,
+    shared: Arc<Shared>,
+    machine: Connection,
+    outbox: Arc<Outbox>,
+    connection: Option<ConnectionKey>,
+    input: BytesMut,
+    out: BytesMut,
+    /// There may be whole frames in `input`.
+    unread: bool,
+    end_of_input: bool,
+    requests: Vec<(Request, Option<Token>)>,
+    /// Answers in order: each leaves once the commit position has reached its own.
+    answers: VecDeque<(Lsn, Token)>,
+    /// The position that the commit wakes us for.
+    registered: Option<Lsn>,
+    /// Nothing is taken from `input` before an answer has left.
+    stalled: bool,
+    held: VecDeque<Held>,
+    items: Vec<Item>,
+    deliveries: VecDeque<Item>,
+    acks: Vec<Ack>,
+    window: WindowReader,
+    peer: String,
+    closing: bool,
+}
+
+/// Serves a connection until either side ends it. Never fails: what went wrong is logged here, once.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: String, options: ConnectionOptions, shared: Arc<Shared>) {
+    let machine = Connection::new(options, shared.now());
+    let window = shared.reader.window();
+    let mut task = Task {
+        stream,
+        machine,
+        outbox: Arc::new(Outbox::default()),
+        connection: None,
+        input: BytesMut::new(),
+        out: BytesMut::new(),
+        unread: false,
+        end_of_input: false,
+        requests: Vec::new(),
+        answers: VecDeque::new(),
+        registered: None,
+        stalled: false,
+        held: VecDeque::new(),
+        items: Vec::new(),
+        deliveries: VecDeque::new(),
+        acks: Vec::new(),
+        window,
+        peer,
+        closing: false,
+        shared,
+    };
+    let ended = task.run().await;
+    match &ended {
+        Ok(()) => debug!(peer = %task.peer, "connection ended"),
+        Err(error) => debug!(peer = %task.peer, %error, "connection lost"),
+    }
+    task.leave();
+}
+
+enum Ready {
+    Read,
+    Wrote,
+    Woken,
+    Time,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
+    async fn run(&mut self) -> io::Result<()> {
+        let mut timer = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
+        let mut deadline = self.tick(&mut timer);
+        loop {
+            if self.outbox.is_closing() {
+                // The node stops or has failed: no answer is an answer that a failover client understands.
+                return Ok(());
+            }
+            self.take_items();
+            self.answer();
+            if !self.closing {
+                self.retry_held();
+                self.process();
+            }
+            self.deliver();
+            if self.closing && self.out.is_empty() {
+                return self.close().await;
+            }
+            if self.end_of_input && !self.closing && !(self.unread && !self.stalled) {
+                return Ok(());
+            }
+            let ready = poll_fn(|cx| self.poll(cx, timer.as_mut())).await?;
+            if matches!(ready, Ready::Time) || deadline.is_none() {
+                deadline = self.tick(&mut timer);
+            }
+        }
+    }
+
+    fn may_process(&self) -> bool {
+        self.held.len() < BLOCKED_MAX && self.out.len() < OUT_BYTES_MAX
+    }
+
+    fn may_read(&self) -> bool {
+        !self.end_of_input && !self.closing && self.may_process() && !self.unread
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut tokio::time::Sleep>) -> Poll<io::Result<Ready>> {
+        let mut wrote = false;
+        while !self.out.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &self.out) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => {
+                    self.out.advance(n);
+                    wrote = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => break,
+            }
+        }
+        if self.out.is_empty() {
+            if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
+                return Poll::Ready(Err(error));
+            }
+            self.auto_acknowledge();
+        }
+        if self.may_read() {
+            self.input.reserve(self.machine.bytes_missing(&self.input).clamp(READ_BYTES / 4, 1 << 20).max(READ_BYTES / 2));
+            let mut any = false;
+            match poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.input) {
+                Poll::Ready(Ok(0)) => {
+                    self.end_of_input = true;
+                    any = true;
+                }
+                Poll::Ready(Ok(_)) => {
+                    self.unread = true;
+                    any = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
+            }
+            if any {
+                return Poll::Ready(Ok(Ready::Read));
+            }
+        }
+        if self.outbox.signal.poll(cx).is_ready() {
+            return Poll::Ready(Ok(Ready::Woken));
+        }
+        if timer.poll(cx).is_ready() {
+            return Poll::Ready(Ok(Ready::Time));
+        }
+        // Room was made: there may be deliveries or input that waited for it.
+        if wrote && self.out.len() < OUT_BYTES_MAX && (!self.deliveries.is_empty() || self.unread || self.closing) {
+            return Poll::Ready(Ok(Ready::Wrote));
+        }
+        Poll::Pending
+    }
+
+    /// Heart-beats and time-outs. Returns when to look next.
+    fn tick(&mut self, timer: &mut Pin<Box<tokio::time::Sleep>>) -> Option<Millis> {
+        let now = self.shared.now();
+        match self.machine.tick(now, &mut self.out) {
+            Ok(next) => {
+                let wait = next.map_or(3_600_000, |next| (next - now).max(1));
+                let wait = Duration::from_millis(u64::try_from(wait).unwrap_or(1));
+                timer.as_mut().reset(tokio::time::Instant::now() + wait);
+                next
+            }
+            Err(closed) => {
+                self.end(&closed);
+                None
+            }
+        }
+    }
+
+    fn end(&mut self, closed: &Closed) {
+        warn!(peer = %self.peer, reason = %closed, "connection refused or ended");
+        self.closing = true;
+    }
+
+    fn after(&mut self, after: After) {
+        if after == After::Close {
+            self.closing = true;
+        }
+    }
+
+    fn take_items(&mut self) {
+        self.outbox.take(&mut self.items);
+        self.deliveries.extend(self.items.drain(..));
+    }
+
+    /// Sends the answers that the commit position has reached.
+    fn answer(&mut self) {
+        loop {
+            let position = self.shared.commit.position();
+            while let Some(&(lsn, token)) = self.answers.front() {
+                if lsn > position {
+                    break;
+                }
+                self.answers.pop_front();
+                let after = self.machine.confirmed(token, &mut self.out);
+                self.after(after);
+                self.stalled = false;
+            }
+            if self.registered.is_some_and(|lsn| lsn <= position) {
+                self.registered = None;
+            }
+            let Some(&(lsn, _)) = self.answers.front() else { return };
+            if self.registered.is_some() {
+                return;
+            }
+            if self.shared.commit.wait(lsn, &self.outbox) {
+                self.registered = Some(lsn);
+                return;
+            }
+        }
+    }
+
+    fn process(&mut self) {
+        while self.unread && !self.stalled && self.may_process() && !self.closing {
+            let now = self.shared.now();
+            let result = self.machine.receive(now, &mut self.input, &mut self.requests, REQUESTS_MAX, &mut self.out);
+            let full = self.requests.len() >= REQUESTS_MAX;
+            self.carry_out(now);
+            match result {
+                Ok(Progress::Full) => self.stalled = !full,
+                Ok(Progress::AwaitConnected) => self.stalled = true,
+                Ok(Progress::NeedInput | Progress::Ended) => self.unread = false,
+                Err(closed) => self.end(&closed),
+            }
+            self.answer();
+        }
+    }
+
+    /// May it pass a blocked send? What makes room may; what has an order with sends may not.
+    fn may_pass(request: &Request) -> bool {
+        matches!(
+            request,
+            Request::Acknowledge { transaction: None, .. } | Request::Subscribe(_) | Request::Unsubscribe { .. }
+        )
+    }
+
+    fn carry_out(&mut self, now: Millis) {
+        if self.requests.is_empty() {
+            return;
+        }
+        let mut requests = std::mem::take(&mut self.requests);
+        let shared = Arc::clone(&self.shared);
+        let mut refused = Vec::new();
+        shared.with(|core| {
+            for (request, token) in requests.drain(..) {
+                if !self.held.is_empty() && !Self::may_pass(&request) {
+                    self.held.push_back(Held::Request(request, token));
+                    continue;
+                }
+                match self.request(core, now, request) {
+                    Ok(Outcome::Done) => self.owe(core.answer_at(), token),
+                    Ok(Outcome::At(lsn)) => self.owe(lsn, token),
+                    Ok(Outcome::Blocked(request, reason)) => {
+                        debug!(peer = %self.peer, ?reason, "producer held back");
+                        self.held.push_back(Held::Request(*request, token));
+                    }
+                    Err(refusal) => refused.push((token, refusal)),
+                }
+            }
+        });
+        self.requests = requests;
+        self.refuse(refused);
+    }
+
+    fn refuse(&mut self, refused: Vec<(Option<Token>, Refusal)>) {
+        for (token, refusal) in refused {
+            debug!(peer = %self.peer, %refusal, "request refused");
+            let after = self.machine.refused(token, &refusal, &mut self.out);
+            self.after(after);
+            self.stalled = false;
+        }
+    }
+
+    fn owe(&mut self, lsn: Lsn, token: Option<Token>) {
+        let Some(token) = token else { return };
+        if self.held.is_empty() {
+            // Answers leave in the order of the requests: none before those in front of it.
+            let lsn = self.answers.back().map_or(lsn, |&(last, _)| last.max(lsn));
+            self.answers.push_back((lsn, token));
+        } else {
+            self.held.push_back(Held::Answer(lsn, token));
+        }
+    }
+
+    fn request(&mut self, core: &mut Core, now: Millis, request: Request) -> Result<Outcome, Refusal> {
+        match (request, self.connection) {
+            (Request::Connect(info), None) => {
+                let connection = core.broker.connect(now, *info, &mut core.effects)?;
+                core.register(connection, Arc::clone(&self.outbox));
+                self.connection = Some(connection);
+                Ok(Outcome::Done)
+            }
+            (request, Some(connection)) => {
+                let result = core.broker.request(now, connection, request, &mut core.store, &mut core.effects);
+                if let Err(Refusal::Storage(reason)) = &result {
+                    core.check::<()>(Err(StorageError::Failed(reason.clone())));
+                }
+                result
+            }
+            (_, None) => Err(Refusal::Invalid("not connected".into())),
+        }
+    }
+
+    /// Offers blocked requests again, in order, once there may be room.
+    fn retry_held(&mut self) {
+        if self.held.is_empty() || !self.outbox.take_unblocked() {
+            return;
+        }
+        let now = self.shared.now();
+        let mut held = std::mem::take(&mut self.held);
+        let shared = Arc::clone(&self.shared);
+        let mut refused = Vec::new();
+        shared.with(|core| {
+            while let Some(first) = held.pop_front() {
+                match first {
+                    Held::Answer(lsn, token) => self.owe(lsn, Some(token)),
+                    Held::Request(request, token) => match self.request(core, now, request) {
+                        Ok(Outcome::Done) => self.owe(core.answer_at(), token),
+                        Ok(Outcome::At(lsn)) => self.owe(lsn, token),
+                        Ok(Outcome::Blocked(request, _)) => {
+                            held.push_front(Held::Request(*request, token));
+                            break;
+                        }
+                        Err(refusal) => refused.push((token, refusal)),
+                    },
+                }
+            }
+        });
+        self.held = held;
+        self.refuse(refused);
+        self.answer();
+    }
+
+    /// Encodes what waits, as far as there is room.
+    fn deliver(&mut self) {
+        while self.out.len() < OUT_BYTES_MAX {
+            match self.deliveries.pop_front() {
+                None => return,
+                Some(Item::Event(event)) => {
+                    let after = self.machine.event(&event, &mut self.out);
+                    self.after(after);
+                }
+                Some(Item::Deliver(delivery)) => self.deliver_one(&delivery),
+            }
+        }
+    }
+
+    fn deliver_one(&mut self, delivery: &Delivery) {
+        match &delivery.source {
+            Source::Memory(message) => {
+                self.machine.deliver(delivery, message, &mut self.out);
+            }
+            Source::Stored(_, entry) => match read(&mut self.window, entry) {
+                Ok(message) => {
+                    self.machine.deliver(delivery, &message, &mut self.out);
+                }
+                Err(reason) => {
+                    error!(location = %entry.location, %reason, "a stored message is unreadable and is not delivered");
+                }
+            },
+        }
+    }
+
+    /// What was written to the socket of consumers that do not acknowledge counts as consumed.
+    fn auto_acknowledge(&mut self) {
+        self.machine.take_auto_acks(&mut self.acks);
+        let Some(connection) = self.connection.filter(|_| !self.acks.is_empty()) else { return };
+        let acks = std::mem::take(&mut self.acks);
+        let now = self.shared.now();
+        let result = self.shared.with(|core| {
+            let request = Request::Acknowledge { acks, transaction: None };
+            core.broker.request(now, connection, request, &mut core.store, &mut core.effects)
+        });
+        if let Err(refusal) = result {
+            debug!(peer = %self.peer, %refusal, "automatic acknowledgement refused");
+        }
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        use tokio::io::AsyncWriteExt;
+        let _ = tokio::time::timeout(GOODBYE, self.stream.shutdown()).await;
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.shared.commit.forget(&self.outbox);
+        let Some(connection) = self.connection.take() else { return };
+        let now = self.shared.now();
+        self.shared.with(|core| {
+            let result = core.broker.disconnect(now, connection, &mut core.store, &mut core.effects);
+            core.check(result);
+            core.unregister(connection);
+        });
+    }
+}
+
+fn poll_read_buf<S: AsyncRead>(stream: Pin<&mut S>, cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<usize>> {
+    // `ReadBuf` over initialised memory: no unsafe code, at the price of clearing what a read will overwrite.
+    let filled = input.len();
+    let capacity = input.capacity().max(filled + 1);
+    input.resize(capacity, 0);
+    let mut buffer = ReadBuf::new(input.get_mut(filled..).unwrap_or_default());
+    let result = stream.poll_read(cx, &mut buffer);
+    let read = buffer.filled().len();
+    input.truncate(filled + read);
+    match result {
+        Poll::Ready(Ok(())) => Poll::Ready(Ok(read)),
+        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        Poll::Pending => Poll::Pending,
+    }
+}

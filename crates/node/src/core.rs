@@ -1,0 +1,258 @@
+//! Broker and store behind one lock, and the way their effects take.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+
+use kahawai_broker::{Broker, ConnectionKey, Effect, LoadRequest, ScanRequest};
+use kahawai_env::{Clock, Files};
+use kahawai_journal::JournalReader;
+use kahawai_message::storage::{Applied, StorageError};
+use kahawai_store::Store;
+use kahawai_types::Millis;
+
+use crate::confirm::Commit;
+use crate::outbox::{Item, Outbox};
+
+/// Work that reads message bodies, outside of the core's lock.
+#[derive(Debug)]
+pub enum Errand {
+    /// Compare with a selector.
+    Scan(ScanRequest),
+    /// Read one.
+    Load(LoadRequest),
+}
+
+/// What the lock protects.
+pub struct Core {
+    /// Decides.
+    pub broker: Broker,
+    /// Remembers.
+    pub store: Store,
+    /// Where effects of the call under way go.
+    pub effects: Vec<Effect>,
+    /// What the store reports, reused.
+    pub applied: Vec<Applied>,
+    outboxes: HashMap<ConnectionKey, Arc<Outbox>>,
+    wake: Vec<Arc<Outbox>>,
+    errands: Vec<Errand>,
+    again: bool,
+    failed: Option<String>,
+}
+
+impl Core {
+    /// A storage error ends the node, whoever meets it.
+    pub fn check<T>(&mut self, result: Result<T, StorageError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.failed.get_or_insert(error.to_string());
+                None
+            }
+        }
+    }
+
+    /// A connection's mailbox, from its CONNECT to its end.
+    pub fn register(&mut self, connection: ConnectionKey, outbox: Arc<Outbox>) {
+        self.outboxes.insert(connection, outbox);
+    }
+
+    /// The end of a mailbox.
+    pub fn unregister(&mut self, connection: ConnectionKey) {
+        self.outboxes.remove(&connection);
+    }
+
+    /// Where to answer what needs nothing durable: at once.
+    pub fn answer_at(&self) -> kahawai_types::Lsn {
+        kahawai_types::Lsn::ZERO
+    }
+
+    /// Sorts effects into mailboxes, still under the lock so that their order holds; waking comes after it.
+    fn distribute(&mut self) {
+        for effect in self.effects.drain(..) {
+            match effect {
+                Effect::Deliver { connection, delivery } => {
+                    if let Some(outbox) = self.outboxes.get(&connection)
+                        && outbox.push(Item::Deliver(delivery))
+                    {
+                        self.wake.push(Arc::clone(outbox));
+                    }
+                }
+                Effect::Event { connection, event } => {
+                    if let Some(outbox) = self.outboxes.get(&connection)
+                        && outbox.push(Item::Event(event))
+                    {
+                        self.wake.push(Arc::clone(outbox));
+                    }
+                }
+                Effect::Unblocked { connection } => {
+                    if let Some(outbox) = self.outboxes.get(&connection) {
+                        outbox.unblock();
+                        self.wake.push(Arc::clone(outbox));
+                    }
+                }
+                Effect::Scan(request) => self.errands.push(Errand::Scan(request)),
+                Effect::Load(request) => self.errands.push(Errand::Load(request)),
+                Effect::Continue => self.again = true,
+            }
+        }
+    }
+}
+
+/// Everything that tasks and threads of one node share.
+pub struct Shared {
+    core: Mutex<Core>,
+    /// The commit position.
+    pub commit: Commit,
+    /// Reads message bodies.
+    pub reader: JournalReader,
+    /// The data directory.
+    pub files: Arc<dyn Files>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    errands: mpsc::Sender<Errand>,
+    /// The applier's bell.
+    pub bell: Bell,
+    failure: OnceLock<String>,
+    failed: tokio::sync::Notify,
+    stopping: AtomicBool,
+}
+
+/// Wakes a thread.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Bell {
+    /// Wakes it.
+    pub fn ring(&self) {
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*rung {
+            *rung = true;
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits for it, at most so long.
+    pub fn wait(&self, at_most: std::time::Duration) {
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*rung {
+            rung = self.changed.wait_timeout(rung, at_most).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *rung = false;
+    }
+}
+
+impl Shared {
+    /// Puts the parts together.
+    pub fn new(
+        broker: Broker,
+        store: Store,
+        files: Arc<dyn Files>,
+        clock: Arc<dyn Clock>,
+    ) -> (Arc<Self>, mpsc::Receiver<Errand>) {
+        let (errands, receiver) = mpsc::channel();
+        let commit = Commit::new(kahawai_message::storage::Storage::committed(&store));
+        let reader = store.reader();
+        let core = Core {
+            broker,
+            store,
+            effects: Vec::new(),
+            applied: Vec::new(),
+            outboxes: HashMap::new(),
+            wake: Vec::new(),
+            errands: Vec::new(),
+            again: false,
+            failed: None,
+        };
+        let shared = Self {
+            core: Mutex::new(core),
+            commit,
+            reader,
+            files,
+            clock,
+            errands,
+            bell: Bell::default(),
+            failure: OnceLock::new(),
+            failed: tokio::sync::Notify::new(),
+            stopping: AtomicBool::new(false),
+        };
+        (Arc::new(shared), receiver)
+    }
+
+    /// What time it is.
+    pub fn now(&self) -> Millis {
+        self.clock.now_ms()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        // A panic under the lock leaves the broker in an unknown state: the panic ends that thread, and the process with it
+        // (see `threads`); others must not be kept from ending.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` under the lock, then carries out what it caused.
+    pub fn with<R>(&self, work: impl FnOnce(&mut Core) -> R) -> R {
+        let (result, wake, errands, again, failed) = {
+            let mut core = self.lock();
+            let result = work(&mut core);
+            core.distribute();
+            let again = std::mem::take(&mut core.again);
+            let failed = core.failed.clone();
+            (result, std::mem::take(&mut core.wake), std::mem::take(&mut core.errands), again, failed)
+        };
+        if let Some(reason) = failed {
+            self.fail(reason);
+        }
+        for outbox in wake {
+            outbox.signal.set();
+        }
+        for errand in errands {
+            // The receiver ends with the node only.
+            let _ = self.errands.send(errand);
+        }
+        if again {
+            self.bell.ring();
+        }
+        result
+    }
+
+    /// Storage failed: nothing is confirmed any more, the process ends.
+    pub fn fail(&self, reason: String) {
+        let _ = self.failure.set(reason);
+        self.stopping.store(true, Ordering::Release);
+        self.failed.notify_waiters();
+        self.failed.notify_one();
+        self.bell.ring();
+    }
+
+    /// Why storage failed.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Ends when storage fails.
+    pub async fn failed(&self) {
+        let notified = self.failed.notified();
+        if self.failure().is_none() {
+            notified.await;
+        }
+    }
+
+    /// The node is stopping.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Tells everybody to stop.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.bell.ring();
+        let outboxes: Vec<_> = self.lock().outboxes.values().cloned().collect();
+        for outbox in outboxes {
+            outbox.close();
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The threads beside the runtime: journal, applier, errands, next file, upkeep.
+
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kahawai_broker::{LoadResult, Loaded, ScanResult, Verdict};
+use kahawai_journal::{Preparer, WindowReader, Writer};
+use kahawai_message::Message;
+use kahawai_message::storage::Entry;
+use kahawai_store::collect::{MOVES_PER_STEP, candidates};
+use tracing::{error, info, warn};
+
+use crate::core::{Errand, Shared};
+
+/// Operations applied under one lock: a few hundred microseconds.
+const APPLY_MAX: usize = 1024;
+/// The longest the applier sleeps when nothing happens, so that expiry and the like come about.
+const TICK: Duration = Duration::from_millis(500);
+/// How often upkeep looks.
+const UPKEEP: Duration = Duration::from_millis(250);
+/// Milliseconds between checkpoints, as upstream.
+const CHECKPOINT_MS: u64 = 5_000;
+/// Milliseconds between collections, as upstream.
+const COLLECT_MS: u64 = 30_000;
+/// A checkpoint is due when a restart would replay this much.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
+
+/// Starts a thread whose panic ends the node rather than leaving it half alive.
+#[allow(clippy::disallowed_methods)] // threads belong to node
+fn spawn(name: &str, shared: &Arc<Shared>, work: impl FnOnce(&Arc<Shared>) + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    let label = name.to_owned();
+    std::thread::Builder::new().name(format!("kahawai-{name}")).spawn(move || {
+        struct Guard<'a>(&'a Arc<Shared>, &'a str);
+        impl Drop for Guard<'_> {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    self.0.fail(format!("the {} thread panicked", self.1));
+                }
+            }
+        }
+        let guard = Guard(&shared, &label);
+        work(&shared);
+        drop(guard);
+    })
+}
+
+/// The one thread that writes and flushes.
+pub fn journal(shared: &Arc<Shared>, mut writer: Writer) -> std::io::Result<JoinHandle<()>> {
+    spawn("journal", shared, move |shared| {
+        loop {
+            let written = match writer.next_batch(shared.commit.position()) {
+                Ok(None) => return,
+                Ok(Some(batch)) => writer.write(batch),
+                Err(error) => Err(error),
+            };
+            match written {
+                Ok(end) => {
+                    // A single node: what is durable here is committed.
+                    shared.commit.raise(end);
+                    shared.bell.ring();
+                }
+                Err(error) => {
+                    error!(%error, "the journal failed; nothing is confirmed any more");
+                    shared.fail(error.to_string());
+                    return;
+                }
+            }
+        }
+    })
+}
+
+/// Brings the index to the commit position and lets the broker dispatch.
+pub fn applier(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
+    spawn("applier", shared, |shared| {
+        let mut next_tick = 0;
+        loop {
+            let commit = shared.commit.position();
+            let now = shared.now();
+            let result = shared.with(|core| {
+                let mut applied = std::mem::take(&mut core.applied);
+                let more = core.store.apply(commit, APPLY_MAX, &mut applied);
+                for one in applied.drain(..) {
+                    let result = core.broker.applied(now, one, &mut core.store, &mut core.effects);
+                    core.check(result);
+                }
+                core.applied = applied;
+                if now >= next_tick {
+                    let wanted = core.broker.tick(now, &mut core.store, &mut core.effects);
+                    let wanted = core.check(wanted).flatten();
+                    next_tick = wanted.unwrap_or(i64::MAX).clamp(now, now + TICK.as_millis() as i64);
+                }
+                more
+            });
+            match result {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => {
+                    error!(%error, "the index failed; nothing is confirmed any more");
+                    // The index is disposable: the next start makes a new one.
+                    if let Err(error) = kahawai_store::checkpoint::IndexStore::discard(&shared.files) {
+                        warn!(%error, "the damaged index could not be removed");
+                    }
+                    shared.fail(error.to_string());
+                    return;
+                }
+            }
+            if shared.failure().is_some() || (shared.is_stopping() && shared.commit.position() == commit) {
+                return;
+            }
+            let now = shared.now();
+            let wait = u64::try_from((next_tick - now).max(0)).unwrap_or(0);
+            if shared.commit.position() == commit {
+                shared.bell.wait(Duration::from_millis(wait).min(TICK));
+            }
+        }
+    })
+}
+
+/// Reads a stored message.
+pub fn read(window: &mut WindowReader, entry: &Entry) -> Result<Message, String> {
+    let payload = window.read(entry.location, entry.size).map_err(|e| e.to_string())?;
+    match kahawai_kahadb::command::decode(payload).map_err(|e| e.to_string())? {
+        kahawai_kahadb::command::Command::AddMessage(add) | kahawai_kahadb::command::Command::UpdateMessage(add) => {
+            kahawai_message::stored::decode_message(add.message).map_err(|e| e.to_string())
+        }
+        other => Err(format!("there is a {} record instead", other.name())),
+    }
+}
+
+/// Reads messages for selectors and dead letters.
+pub fn errands(shared: &Arc<Shared>, receiver: mpsc::Receiver<Errand>) -> std::io::Result<JoinHandle<()>> {
+    spawn("errands", shared, move |shared| {
+        let mut window = shared.reader.window();
+        loop {
+            let errand = match receiver.recv_timeout(TICK) {
+                Ok(errand) => errand,
+                Err(mpsc::RecvTimeoutError::Timeout) if !shared.is_stopping() => continue,
+                Err(_) => return,
+            };
+            match errand {
+                Errand::Scan(request) => {
+                    let mut verdicts = Vec::with_capacity(request.entries.len());
+                    for entry in &request.entries {
+                        verdicts.push(match read(&mut window, entry) {
+                            Ok(message) => request.judge(&message),
+                            Err(_) => Verdict::Unreadable,
+                        });
+                    }
+                    let now = shared.now();
+                    shared.with(|core| {
+                        let result = ScanResult { request, verdicts };
+                        let result = core.broker.scanned(now, result, &mut core.store, &mut core.effects);
+                        core.check(result);
+                    });
+                }
+                Errand::Load(request) => {
+                    let read = read(&mut window, &request.entry);
+                    let now = shared.now();
+                    shared.with(|core| {
+                        use kahawai_message::storage::Storage;
+                        let message = match read {
+                            Ok(message) => Loaded::Message(Box::new(message)),
+                            Err(reason) => match core.store.entry(request.destination, request.entry.sequence) {
+                                Ok(None) => Loaded::Gone,
+                                _ => {
+                                    error!(location = %request.entry.location, %reason, "a message is unreadable");
+                                    Loaded::Unreadable
+                                }
+                            },
+                        };
+                        let result = LoadResult { request, message };
+                        let result = core.broker.loaded(now, result, &mut core.store, &mut core.effects);
+                        core.check(result);
+                    });
+                }
+            }
+        }
+    })
+}
+
+/// Makes the next data file ahead of time.
+pub fn preparer(shared: &Arc<Shared>, mut preparer: Preparer) -> std::io::Result<JoinHandle<()>> {
+    spawn("prepare", shared, move |_| preparer.run())
+}
+
+/// Writes a checkpoint.
+pub fn checkpoint(shared: &Shared, clean: bool) -> Result<(), kahawai_store::checkpoint::IndexError> {
+    let (checkpoint, index) = shared.with(|core| (core.store.begin_checkpoint(clean), core.store.index()));
+    let header = checkpoint.header;
+    index.write(checkpoint)?;
+    shared.with(|core| core.store.finish_checkpoint(header));
+    Ok(())
+}
+
+/// Deletes and empties data files that are not needed.
+fn collect(shared: &Shared) -> Result<(), String> {
+    let (files, sparse) = shared.with(|core| {
+        let files = core.store.collect().map_err(|e| e.to_string());
+        (files, core.store.sparse_file())
+    });
+    let files = files?;
+    if !files.is_empty() {
+        info!(?files, "data files are no longer needed");
+    }
+    if let Some(file) = sparse {
+        let records = candidates(&shared.reader, file).map_err(|e| e.to_string())?;
+        let mut moved = 0;
+        for step in records.chunks(MOVES_PER_STEP) {
+            moved += shared.with(|core| core.store.relocate(step)).map_err(|e| e.to_string())?;
+        }
+        info!(file, moved, "the last messages of a data file were moved");
+    }
+    Ok(())
+}
+
+/// Checkpoints, collection, deletion of retired files.
+pub fn upkeep(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
+    spawn("upkeep", shared, |shared| {
+        let mut checkpointed = (shared.clock.boot_ms(), shared.commit.position());
+        let mut collected = shared.clock.boot_ms();
+        let bell = crate::core::Bell::default();
+        while !shared.is_stopping() {
+            bell.wait(UPKEEP);
+            let now = shared.clock.boot_ms();
+            let position = shared.commit.position();
+            let behind = shared.with(|core| core.store.behind_checkpoint_bytes());
+            let due = now - checkpointed.0 >= CHECKPOINT_MS || behind >= CHECKPOINT_BYTES;
+            if due && position != checkpointed.1 {
+                if let Err(error) = checkpoint(shared, false) {
+                    error!(%error, "the index could not be written; nothing is confirmed any more");
+                    shared.fail(error.to_string());
+                    return;
+                }
+                checkpointed = (now, position);
+            }
+            if now - collected >= COLLECT_MS {
+                collected = now;
+                if let Err(error) = collect(shared) {
+                    warn!(%error, "collection of data files stopped early");
+                }
+            }
+            let (retired, journal) = shared.with(|core| (core.store.take_retired(), core.store.journal().clone()));
+            for file in retired {
+                match journal.retire(file) {
+                    Ok(_) => info!(file, "data file deleted"),
+                    Err(error) => warn!(file, %error, "data file could not be deleted"),
+                }
+            }
+        }
+    })
+}

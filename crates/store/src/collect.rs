@@ -1,0 +1,156 @@
+//! Giving space back: which data files may go, and moving the last messages out of files that hold little else.
+
+use std::collections::BTreeMap;
+
+use kahawai_kahadb::command::{AddHeader, Command, MessageKey, decode};
+use kahawai_message::storage::{DestinationKey, StorageError};
+use kahawai_message::stored::read_head;
+use kahawai_types::{Location, Lsn};
+
+use crate::append::Store;
+use crate::files::Reason;
+
+/// A file with at most this share of live bytes is emptied by moving what is left (one in…).
+const SPARSE_SHARE: u64 = 16;
+/// So many files may lie around before moving begins: a small store is left alone.
+const FILES_BEFORE_MOVING: usize = 4;
+/// At most so many messages are moved under one lock.
+pub const MOVES_PER_STEP: usize = 256;
+
+/// A message that may have to move.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Where its record is.
+    pub at: Location,
+    /// Size of that record.
+    pub size: u32,
+}
+
+impl Store {
+    /// Why each data file stays; without a reason = it may go.
+    pub fn why_retained(&self) -> BTreeMap<u32, Vec<Reason>> {
+        let keep_from = self.checkpointed.file().min(self.journal.files().last().map_or(0, |f| f.id));
+        self.state.files.reasons(keep_from, self.state.first_prepared_file())
+    }
+
+    /// Appends the decision to delete every data file that may go. They are deleted when it is committed
+    /// ([`Store::take_retired`]).
+    pub fn collect(&mut self) -> Result<Vec<u32>, StorageError> {
+        let files: Vec<u32> =
+            self.why_retained().into_iter().filter(|(_, why)| why.is_empty()).map(|(file, _)| file).collect();
+        if !files.is_empty() {
+            self.append_collection(files.clone())?;
+        }
+        Ok(files)
+    }
+
+    /// The oldest file that is kept only by few live messages, if moving them is worth the while.
+    pub fn sparse_file(&self) -> Option<u32> {
+        let files = self.journal.files();
+        if files.len() < FILES_BEFORE_MOVING {
+            return None;
+        }
+        let keep_from = self.checkpointed.file();
+        files.iter().take_while(|f| f.id < keep_from).find(|f| {
+            self.state.files.get(f.id).is_some_and(|use_| {
+                use_.live > 0 && use_.live_bytes.saturating_mul(SPARSE_SHARE) <= f.bytes
+            })
+        })
+        .map(|f| f.id)
+    }
+
+    /// The oldest file that is kept by records of durable subscriptions and nothing else that moves: writes them again.
+    pub fn renew_subscriptions(&mut self, file: u32) -> Result<(), StorageError> {
+        use kahawai_message::storage::Storage;
+        let mut old = Vec::new();
+        for (key, d) in self.state.destinations() {
+            for sub in d.subscriptions.values().filter(|sub| sub.at.file == file) {
+                old.push((key, sub.info.clone()));
+            }
+        }
+        for (key, info) in old {
+            // Not retroactive: what it has pending is settled (defect D9 of the format).
+            self.subscribe(key, &info, false)?;
+        }
+        Ok(())
+    }
+
+    /// Moves those of `candidates` that are still live: appends each message again as an update with its sequence.
+    /// `read` = payloads of the candidates' records, read outside of the lock. Returns how many moved.
+    pub fn relocate(&mut self, candidates: &[(Candidate, bytes::Bytes)]) -> Result<usize, StorageError> {
+        let mut moved = 0;
+        for (candidate, payload) in candidates {
+            let Ok(Command::AddMessage(add) | Command::UpdateMessage(add)) = decode(payload.clone()) else { continue };
+            let Ok(head) = read_head(&add.message) else { continue };
+            let key = self.state.key(&add.destination);
+            let Some((sequence, entry)) = self.find(key, head.broker_sequence, candidate.at)? else { continue };
+            let mut stored = add.message.to_vec();
+            let place = head.broker_sequence_offset;
+            if let Some(bytes) = stored.get_mut(place..place + 8) {
+                bytes.copy_from_slice(&sequence.to_be_bytes());
+            }
+            let header = AddHeader {
+                transaction: None,
+                destination: &add.destination,
+                message_key: MessageKey::Text(&add.message_key),
+                priority: add.priority,
+                priority_supported: add.priority_supported,
+            };
+            self.append_move(key, sequence, &entry, &header, &stored)?;
+            moved += 1;
+        }
+        Ok(moved)
+    }
+
+    /// The live message whose record is at `at`: by the sequence it says it has, else by looking through the destination
+    /// (records of ActiveMQ's say something else there).
+    fn find(
+        &mut self,
+        key: DestinationKey,
+        stored: i64,
+        at: Location,
+    ) -> Result<Option<(u64, kahawai_message::storage::Entry)>, StorageError> {
+        let fail = |e: crate::state::ChunkError| StorageError::Failed(e.to_string());
+        if let Ok(sequence) = u64::try_from(stored)
+            && let Some(slot) = self.state.slot(key, sequence).map_err(fail)?
+            && slot.location() == at
+        {
+            return Ok(Some((sequence, slot.entry(sequence))));
+        }
+        let mut found = None;
+        self.state
+            .each(key, |sequence, slot| {
+                if slot.location() == at {
+                    found = Some((sequence, slot.entry(sequence)));
+                }
+            })
+            .map_err(fail)?;
+        Ok(found)
+    }
+}
+
+/// Records of a data file that may hold live messages, to be offered to [`Store::relocate`] in steps of
+/// [`MOVES_PER_STEP`]. Reads the whole file; holds no lock.
+pub fn candidates(
+    reader: &kahawai_journal::JournalReader,
+    file: u32,
+) -> Result<Vec<(Candidate, bytes::Bytes)>, kahawai_journal::ReadError> {
+    let mut found = Vec::new();
+    for batch in reader.batches(Location::new(file, 0).lsn()) {
+        let batch = batch?;
+        if batch.lsn.file() != file {
+            break;
+        }
+        for record in batch.records() {
+            if matches!(record.payload.first(), Some(1 | 10)) {
+                found.push((Candidate { at: record.at, size: record.size }, record.payload));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Is `lsn` in a file that is gone?
+pub fn is_retired(store: &Store, lsn: Lsn) -> bool {
+    store.state().files.get(lsn.file()).is_none()
+}

@@ -1,0 +1,29 @@
+//! What the journal's records mean: store commands, the index over them, checkpoints, replay, import and collection.
+//!
+//! Invariants, in the order in which they matter:
+//! 1. The journal is the truth, the index is a function of it: [`state::State::apply`] is the only way in, at run time and in
+//!    replay.
+//! 2. Nothing is in the index, and nothing reaches the broker, before its position is committed.
+//! 3. A data file is deleted only by a journalled decision, and only if replaying the rest gives the same state
+//!    ([`files`]).
+//! 4. A foreign directory (ActiveMQ's) is never changed before everything in it has been understood.
+//!
+//! Reading order: [`chunk`] and [`state`] (the index), [`checkpoint`] (the index on disk), [`replay`], [`import`] (ActiveMQ's
+//! own index), [`open`], [`append`] (the broker's [`kahawai_message::storage::Storage`]), [`collect`], [`inspect`].
+
+mod append;
+pub mod checkpoint;
+pub mod chunk;
+pub mod collect;
+pub mod files;
+mod identity;
+pub mod import;
+pub mod inspect;
+pub mod open;
+mod ranges;
+pub mod replay;
+pub mod state;
+
+pub use append::Store;
+pub use identity::{Identity, IdentityError, NODE_FILE};
+pub use open::{OpenError, OpenOptions, Opened, Rebuilt, Report, open};

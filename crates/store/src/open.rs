@@ -1,0 +1,367 @@
+//! Opening a data directory, whoever wrote it and however it was left.
+
+use std::io;
+use std::sync::Arc;
+
+use kahawai_env::{Entropy, Files};
+use kahawai_journal::{Journal, JournalOptions, JournalReader, KnownPositions, NewEpoch, Preparer, Recovery, Writer};
+use kahawai_message::TransactionId;
+use kahawai_message::storage::StorageError;
+use kahawai_types::{Epoch, Lsn, NodeId};
+use tracing::{info, warn};
+
+use crate::append::Store;
+use crate::checkpoint::{Header, IndexError, IndexStore};
+use crate::identity::{Identity, IdentityError};
+use crate::import::{IMPORTED, ImportError, Missing, import, set_aside};
+use crate::replay::{Ids, ReplayError, Replayer};
+use crate::state::{ChunkSource, State};
+
+/// Why a data directory cannot be opened. Nothing in it was changed, except that a torn tail may have been cut.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] kahawai_journal::OpenError),
+    /// Its contents.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// ActiveMQ's index names what is not there.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// Our own index, and making a new one did not help.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The node's identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The new epoch could not begin.
+    #[error(transparent)]
+    Epoch(#[from] kahawai_journal::EpochError),
+    /// What follows from the recovery could not be appended.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The file system.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which directory.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not a store of ours.
+    #[error("{path} is {what}; {advice}")]
+    Unsuitable {
+        /// Which directory.
+        path: String,
+        /// What it is.
+        what: &'static str,
+        /// What to do instead.
+        advice: &'static str,
+    },
+}
+
+/// How to open.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The journal's part.
+    pub journal: JournalOptions,
+    /// This node's name, for a directory that has none yet.
+    pub node_id: NodeId,
+    /// Messages that the index names and the journal lacks are given up, and listed.
+    pub accept_loss: bool,
+    /// Throw our own index away first.
+    pub rebuild: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { journal: JournalOptions::default(), node_id: NodeId("single".into()), accept_loss: false, rebuild: false }
+    }
+}
+
+/// Where the index came from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Rebuilt {
+    /// From the last checkpoint and the journal behind it.
+    Checkpoint,
+    /// From ActiveMQ's index and the journal behind it.
+    Imported {
+        /// Live messages in ActiveMQ's index.
+        messages: u64,
+    },
+    /// From the journal alone, and why.
+    Journal {
+        /// Why.
+        reason: String,
+    },
+    /// There was nothing.
+    Empty,
+}
+
+/// What was found and done at opening.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The journal's part.
+    pub recovery: Recovery,
+    /// Where the index came from.
+    pub index: Rebuilt,
+    /// Records replayed.
+    pub records: u64,
+    /// Transactions that had no outcome and are rolled back.
+    pub rolled_back: Vec<TransactionId>,
+    /// Messages given up by the operator's leave.
+    pub lost: Vec<String>,
+    /// The epoch that began.
+    pub epoch: Epoch,
+}
+
+/// An open store with the journal's working parts, which the node puts on their threads.
+#[derive(Debug)]
+pub struct Opened {
+    /// Commands and index.
+    pub store: Store,
+    /// For the journal thread.
+    pub writer: Writer,
+    /// For the background thread that makes the next file.
+    pub preparer: Preparer,
+    /// Who we are.
+    pub identity: Identity,
+    /// What was found.
+    pub report: Report,
+}
+
+/// An index made from a directory, and how.
+pub(crate) struct Loaded {
+    pub(crate) state: State,
+    pub(crate) how: Rebuilt,
+    pub(crate) records: u64,
+    pub(crate) collected: Vec<u32>,
+    pub(crate) open: Vec<TransactionId>,
+    pub(crate) lost: Vec<String>,
+}
+
+fn run(
+    mut replayer: Replayer<'_>,
+    reader: &JournalReader,
+    from: Lsn,
+) -> Result<(u64, Vec<u32>, Vec<TransactionId>), ReplayError> {
+    for batch in reader.batches(from) {
+        replayer.batch(&batch?)?;
+    }
+    let (records, collected) = (replayer.records, std::mem::take(&mut replayer.collected));
+    Ok((records, collected, replayer.finish()))
+}
+
+/// Makes the index without a checkpoint of ours: from ActiveMQ's index where there is a usable one, else from the journal.
+pub(crate) fn load_foreign(
+    files: &Arc<dyn Files>,
+    reader: &JournalReader,
+    recovery: &Recovery,
+    source: Option<Arc<dyn ChunkSource>>,
+    accept_loss: bool,
+    reason: String,
+) -> Result<Loaded, OpenError> {
+    let mut reason = reason;
+    for (directory, missing) in
+        [("", if accept_loss { Missing::Accept } else { Missing::Refuse }), (IMPORTED, Missing::Collected)]
+    {
+        for mixed in [false, true] {
+            let mut state = State::new(source.clone());
+            let imported = match import(files, directory, reader, &mut state, missing) {
+                Ok(None) => break,
+                Ok(Some(imported)) => imported,
+                Err(error @ (ImportError::Missing { .. } | ImportError::Io { .. } | ImportError::Chunk(_))) => {
+                    return Err(error.into());
+                }
+                Err(error) => {
+                    warn!(%error, "ActiveMQ's index is unusable");
+                    reason = error.to_string();
+                    break;
+                }
+            };
+            // What its acknowledgements cancel is not in its index. Any file of it stays while an older one does.
+            for pair in recovery.files.windows(2) {
+                if let [older, newer] = pair {
+                    state.files.outlives(newer.id, older.id);
+                }
+            }
+            let replayer = Replayer::new(&mut state, reader.clone(), Some(imported.ids), mixed, imported.applied);
+            match run(replayer, reader, first_batch(recovery, imported.replay_file)) {
+                Err(ReplayError::ForeignTail { .. }) if !mixed => continue,
+                Err(error) => return Err(error.into()),
+                Ok((records, collected, open)) => {
+                    let how = Rebuilt::Imported { messages: imported.messages };
+                    return Ok(Loaded { state, how, records, collected, open, lost: imported.lost });
+                }
+            }
+        }
+    }
+    for mixed in [false, true] {
+        let mut state = State::new(source.clone());
+        let replayer = Replayer::new(&mut state, reader.clone(), Some(Ids::default()), mixed, Lsn::ZERO);
+        match run(replayer, reader, Lsn::ZERO) {
+            Err(ReplayError::ForeignTail { .. }) if !mixed => {}
+            Err(error) => return Err(error.into()),
+            Ok((records, collected, open)) => {
+                let how = if records == 0 { Rebuilt::Empty } else { Rebuilt::Journal { reason } };
+                return Ok(Loaded { state, how, records, collected, open, lost: Vec::new() });
+            }
+        }
+    }
+    Err(OpenError::Unsuitable {
+        path: files.describe(""),
+        what: "a journal that cannot be replayed either way",
+        advice: "please report this",
+    })
+}
+
+/// The start of the first file at or behind `file` that has batches.
+fn first_batch(recovery: &Recovery, file: u32) -> Lsn {
+    let id = recovery.files.iter().map(|f| f.id).find(|&id| id >= file);
+    id.map_or(recovery.end, |id| kahawai_types::Location::new(id, 0).lsn())
+}
+
+fn load_checkpoint(
+    index: &Arc<IndexStore>,
+    reader: &JournalReader,
+    header: Header,
+    mut state: State,
+    recovery: &Recovery,
+) -> Result<Loaded, ReplayError> {
+    let _ = index;
+    let mut from = header.replay_from;
+    if from < header.applied || !recovery.files.iter().any(|f| f.id == from.file()) {
+        from = first_batch(recovery, from.file());
+    }
+    let replayer = Replayer::new(&mut state, reader.clone(), None, false, header.applied);
+    let (records, collected, open) = run(replayer, reader, from)?;
+    Ok(Loaded { state, how: Rebuilt::Checkpoint, records, collected, open, lost: Vec::new() })
+}
+
+/// Refuses directories that hold something else than one message store.
+pub(crate) fn check_kind(files: &Arc<dyn Files>) -> Result<(), OpenError> {
+    let io = |source| OpenError::Io { path: files.describe(""), source };
+    let names = files.list("").map_err(io)?;
+    let has_journal = names.iter().any(|name| kahawai_journal::data_file_id(name).is_some());
+    if names.iter().any(|name| name.starts_with("scheduleDB.")) {
+        return Err(OpenError::Unsuitable {
+            path: files.describe(""),
+            what: "a scheduler's store",
+            advice: "give the directory of the message store; scheduled messages are reported by `kahawai store inspect` \
+                     and not served yet",
+        });
+    }
+    if !has_journal && names.iter().any(|name| name == "txStore" || name.starts_with("queue#3a") || name.starts_with("topic#3a")) {
+        return Err(OpenError::Unsuitable {
+            path: files.describe(""),
+            what: "an mKahaDB root with several stores",
+            advice: "it is not served yet; `kahawai store inspect` reads it, and nothing in it was changed",
+        });
+    }
+    Ok(())
+}
+
+/// Opens the store of a data directory, whose `lock` the caller holds. When this returns, everything that was confirmed is in
+/// the index, a torn tail is cut, and a new epoch's marker is appended (durable once the writer has written it).
+///
+/// # Errors
+/// See [`OpenError`]; the directory can be opened again after what the error asks for.
+pub fn open(files: &Arc<dyn Files>, entropy: &dyn Entropy, options: &OpenOptions) -> Result<Opened, OpenError> {
+    let io = |source| OpenError::Io { path: files.describe(""), source };
+    check_kind(files)?;
+    if options.rebuild {
+        IndexStore::discard(files)?;
+    }
+    let mut why = "there is no index yet".to_owned();
+    let mut index = match IndexStore::open(files) {
+        Ok(index) => Arc::new(index),
+        Err(error) => {
+            warn!(%error, "the index is damaged and is rebuilt");
+            why = error.to_string();
+            IndexStore::discard(files)?;
+            Arc::new(IndexStore::open(files)?)
+        }
+    };
+    let mut state = State::new(Some(Arc::clone(&index) as Arc<dyn ChunkSource>));
+    let header = match index.load(&mut state) {
+        Ok(header) => header,
+        Err(error) => {
+            warn!(%error, "the index is damaged and is rebuilt");
+            why = error.to_string();
+            None
+        }
+    };
+    let applied = header.map_or(Lsn::ZERO, |header| header.applied);
+    let known = KnownPositions { commit: applied, durable: applied };
+    let (journal, recovery) = Journal::open(Arc::clone(files), options.journal.clone(), known)?;
+    let reader = journal.reader();
+    let mut loaded = None;
+    if let Some(header) = header {
+        match load_checkpoint(&index, &reader, header, state, &recovery) {
+            Ok(found) => loaded = Some(found),
+            Err(error @ (ReplayError::ForeignTail { .. } | ReplayError::Chunk(_))) => {
+                info!(%error, "the index is rebuilt");
+                why = error.to_string();
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let rebuilt = loaded.is_none();
+    let loaded = match loaded {
+        Some(loaded) => loaded,
+        None => {
+            // Whatever is in the old index file must not be mixed with the new state.
+            drop(index);
+            IndexStore::discard(files)?;
+            index = Arc::new(IndexStore::open(files)?);
+            let source = Some(Arc::clone(&index) as Arc<dyn ChunkSource>);
+            load_foreign(files, &reader, &recovery, source, options.accept_loss, why)?
+        }
+    };
+    let mut identity = Identity::open(files, entropy, &options.node_id)?;
+    let epoch = identity.promised_epoch.max(recovery.last_epoch).next();
+    identity.promise(files, epoch)?;
+    let existing: Vec<u32> = journal.files().iter().map(|f| f.id).collect();
+    let mut store = Store::new(loaded.state, journal, index, recovery.end, header.map_or(Lsn::ZERO, |h| h.replay_from));
+    for file in &existing {
+        store.state.files.touch(*file);
+    }
+    for file in loaded.collected {
+        if existing.contains(&file) {
+            store.journal.retire(file).map_err(|e| io(io::Error::other(e.to_string())))?;
+        }
+        store.state.files.forget(file);
+    }
+    if rebuilt {
+        let checkpoint = store.begin_checkpoint(false);
+        let header = checkpoint.header;
+        store.index.write(checkpoint)?;
+        store.finish_checkpoint(header);
+    }
+    set_aside(files).map_err(io)?;
+    store.journal.begin_epoch(NewEpoch {
+        cluster_id: identity.cluster_id,
+        epoch,
+        node_id: identity.node_id.clone(),
+        store_id: identity.store_id,
+        boot_id: identity.boot_id,
+        revision: 0,
+        unclean: false,
+    })?;
+    for id in &loaded.open {
+        store.append_rollback(id)?;
+    }
+    let gone = || OpenError::Unsuitable { path: files.describe(""), what: "open already", advice: "please report this" };
+    let writer = store.journal.take_writer().ok_or_else(gone)?;
+    let preparer = store.journal.take_preparer().ok_or_else(gone)?;
+    let report = Report {
+        recovery,
+        index: loaded.how,
+        records: loaded.records,
+        rolled_back: loaded.open,
+        lost: loaded.lost,
+        epoch,
+    };
+    Ok(Opened { store, writer, preparer, identity, report })
+}

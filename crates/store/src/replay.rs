@@ -1,0 +1,477 @@
+//! From records to the index (`kahadb-format.md` §6).
+//!
+//! Records that we wrote name a message by its sequence, which is stored in the message and in its acknowledgement (design
+//! D2). Records that ActiveMQ wrote name it by its id: while those are replayed, and only then, a map of ids is kept.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use kahawai_journal::{BatchView, JournalReader, Record, Trace};
+use kahawai_kahadb::command::{AddMessage, Command, CommandError, RemoveMessage, Subscription, decode};
+use kahawai_message::storage::{Applied, DestinationKey, SubscriptionKey, Tier};
+use kahawai_message::stored::{StoredError, ack_broker_sequence, decode_subscription_info, read_head};
+use kahawai_message::{MessageId, TransactionId};
+use kahawai_types::{Location, Lsn};
+
+use crate::chunk::Slot;
+use crate::state::{ChunkError, Op, Prepared, PreparedOp, State};
+
+/// Why a journal cannot be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// A batch could not be read.
+    #[error(transparent)]
+    Read(#[from] kahawai_journal::ReadError),
+    /// A record that is no store command.
+    #[error("record at db-{}.log offset {}: {source}", .at.file, .at.offset)]
+    Command {
+        /// Where.
+        at: Location,
+        /// What is wrong with it.
+        source: CommandError,
+    },
+    /// A store command with a message, acknowledgement or subscription inside that cannot be read.
+    #[error("record at db-{}.log offset {}: {source}", .at.file, .at.offset)]
+    Stored {
+        /// Where.
+        at: Location,
+        /// What is wrong with it.
+        source: StoredError,
+    },
+    /// A scheduler's record in a message store.
+    #[error("record at db-{}.log offset {} is a scheduler's '{name}': this is a scheduler store, not a message store", .at.file, .at.offset)]
+    Scheduler {
+        /// Where.
+        at: Location,
+        /// Its command.
+        name: &'static str,
+    },
+    /// The index store failed.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    /// ActiveMQ has written behind our last checkpoint: its index, or a replay from the start, is needed.
+    #[error("ActiveMQ has written to this directory since, from db-{}.log offset {}", .at.file(), .at.offset())]
+    ForeignTail {
+        /// Its first batch.
+        at: Lsn,
+    },
+}
+
+/// Ids of live messages, for records that name messages by id.
+#[derive(Debug, Default)]
+pub struct Ids {
+    by_destination: HashMap<DestinationKey, HashMap<Box<str>, u64>>,
+}
+
+impl Ids {
+    /// Remembers a live message.
+    pub fn insert(&mut self, destination: DestinationKey, id: &str, sequence: u64) {
+        self.by_destination.entry(destination).or_default().insert(id.into(), sequence);
+    }
+
+    /// A message's sequence.
+    pub fn get(&self, destination: DestinationKey, id: &str) -> Option<u64> {
+        self.by_destination.get(&destination)?.get(id).copied()
+    }
+
+    fn remove(&mut self, destination: DestinationKey, id: &str) {
+        if let Some(ids) = self.by_destination.get_mut(&destination) {
+            ids.remove(id);
+        }
+    }
+
+    fn clear(&mut self, destination: DestinationKey) {
+        self.by_destination.remove(&destination);
+    }
+}
+
+/// A step of a transaction whose outcome has not been read yet.
+#[derive(Debug)]
+enum Step {
+    Add { add: AddMessage, at: Location, size: u32, ours: bool },
+    Remove { remove: RemoveMessage, at: Location, size: u32, ours: bool },
+}
+
+impl Step {
+    fn location(&self) -> Location {
+        match self {
+            Self::Add { at, .. } | Self::Remove { at, .. } => *at,
+        }
+    }
+}
+
+/// Replays batches into an index.
+#[derive(Debug)]
+pub struct Replayer<'a> {
+    state: &'a mut State,
+    reader: JournalReader,
+    /// `None` = every record must be ours.
+    ids: Option<Ids>,
+    /// ActiveMQ wrote in between ours: sequences in our records mean nothing, ids decide.
+    mixed: bool,
+    /// Records below have had their effect, except that transactions may be open.
+    applied: Lsn,
+    seen_ours: bool,
+    open: BTreeMap<TransactionId, Vec<Step>>,
+    producer: String,
+    out: Vec<Applied>,
+    /// Data files that the journal says are deleted.
+    pub collected: Vec<u32>,
+    /// How many records were read.
+    pub records: u64,
+    /// One past the last batch read.
+    pub end: Lsn,
+    /// Chain after the last batch, if known.
+    pub chain: Option<u64>,
+}
+
+impl<'a> Replayer<'a> {
+    /// Replays into `state`, in which everything below `applied` has had its effect.
+    pub fn new(state: &'a mut State, reader: JournalReader, ids: Option<Ids>, mixed: bool, applied: Lsn) -> Self {
+        Self {
+            state,
+            reader,
+            ids,
+            mixed,
+            applied,
+            seen_ours: false,
+            open: BTreeMap::new(),
+            producer: String::new(),
+            out: Vec::new(),
+            collected: Vec::new(),
+            records: 0,
+            end: Lsn::ZERO,
+            chain: None,
+        }
+    }
+
+    /// Did ActiveMQ write behind a batch of ours? Then a replay that trusted our sequences must be done again, mixed.
+    fn is_interleaved(&self, ours: bool) -> bool {
+        !ours && self.seen_ours && !self.mixed
+    }
+
+    /// Replays one batch.
+    pub fn batch(&mut self, batch: &BatchView) -> Result<(), ReplayError> {
+        let ours = batch.stamp.is_some();
+        let is_new = batch.lsn >= self.applied;
+        if !ours && is_new && (self.ids.is_none() || self.is_interleaved(ours)) {
+            return Err(ReplayError::ForeignTail { at: batch.lsn });
+        }
+        self.seen_ours |= ours;
+        self.state.files.touch(batch.lsn.file());
+        for record in batch.records() {
+            self.record(record, ours)?;
+        }
+        self.end = batch.end();
+        self.chain = batch.chain.map(|chain| chain.0);
+        Ok(())
+    }
+
+    fn record(&mut self, record: Record, ours: bool) -> Result<(), ReplayError> {
+        let Record { at, size, payload } = record;
+        self.records += 1;
+        if payload.first() == Some(&0) {
+            if let Some(Trace::Collection(collection)) = Trace::decode(&payload)
+                && at.lsn() >= self.applied
+            {
+                self.collected.extend(collection.files());
+                self.apply(Op::Collect { files: collection.files().to_vec() })?;
+            }
+            return Ok(());
+        }
+        let command = decode(payload).map_err(|source| ReplayError::Command { at, source })?;
+        let is_new = at.lsn() >= self.applied;
+        match command {
+            Command::AddMessage(add) => match add.transaction.clone() {
+                Some(id) => {
+                    let key = self.state.key(&add.destination);
+                    self.state.name(key);
+                    self.open.entry(id).or_default().push(Step::Add { add, at, size, ours });
+                }
+                None if is_new => {
+                    if let Some(op) = self.add(&add, at, size, ours)? {
+                        self.apply(op)?;
+                    }
+                }
+                None => {}
+            },
+            Command::RemoveMessage(remove) => match remove.transaction.clone() {
+                Some(id) => self.open.entry(id).or_default().push(Step::Remove { remove, at, size, ours }),
+                None if is_new => {
+                    if let Some(op) = self.remove(&remove, at, ours)? {
+                        self.apply(op)?;
+                    }
+                }
+                None => {}
+            },
+            Command::Prepare(id) => self.prepare(id, at)?,
+            Command::Commit(id) => self.commit(&id, at, is_new)?,
+            Command::Rollback(id) => self.rollback(&id)?,
+            Command::UpdateMessage(add) if is_new => {
+                let op = self.update(&add, at, size, ours)?;
+                self.apply(op)?;
+            }
+            Command::Subscription(subscription) if is_new => self.subscription(&subscription, at)?,
+            Command::RemoveDestination(destination) if is_new => {
+                let destination = self.state.key(&destination);
+                if let Some(ids) = &mut self.ids {
+                    ids.clear(destination);
+                }
+                self.apply(Op::RemoveDestination { destination, by: at.file })?;
+            }
+            Command::UpdateMessage(_) | Command::Subscription(_) | Command::RemoveDestination(_) => {}
+            // Hints that we recompute, and the mark of a compacted file, whose records are harmless to read twice and must
+            // not be skipped (defect D1 of the format).
+            Command::Trace { .. }
+            | Command::ProducerAudit(_)
+            | Command::AckMessageFileMap(_)
+            | Command::RewrittenDataFile(_) => {}
+            other @ (Command::AddScheduledJob(_)
+            | Command::RescheduleJob(_)
+            | Command::RemoveScheduledJob(_)
+            | Command::RemoveScheduledJobs(_)
+            | Command::DestroyScheduler { .. }) => return Err(ReplayError::Scheduler { at, name: other.name() }),
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, op: Op) -> Result<(), ReplayError> {
+        self.out.clear();
+        self.state.apply(op, &mut self.out)?;
+        Ok(())
+    }
+
+    fn audit(&mut self, key: &str) {
+        let Some(id) = MessageId::from_key(key) else { return };
+        if self.producer != *id.producer.connection {
+            self.producer.clear();
+            self.producer.push_str(&id.producer.connection);
+        }
+        self.state.audit.saw(&id.producer, id.sequence);
+    }
+
+    fn slot(add: &AddMessage, at: Location, size: u32) -> Result<(Slot, i64), ReplayError> {
+        let head = read_head(&add.message).map_err(|source| ReplayError::Stored { at, source })?;
+        let priority = u8::try_from(add.priority.clamp(0, 9)).unwrap_or(4);
+        let tier = Tier::of(priority, add.priority_supported);
+        let counter = u32::try_from(head.redelivery_counter).unwrap_or(0);
+        Ok((Slot::new(at, size, tier, head.expiration_ms, counter), head.broker_sequence))
+    }
+
+    /// The sequence that a message of this record has, if it is known or follows from the record.
+    fn own_sequence(&self, stored: i64, ours: bool) -> Option<u64> {
+        (ours && !self.mixed).then(|| u64::try_from(stored).ok()).flatten()
+    }
+
+    fn add(&mut self, add: &AddMessage, at: Location, size: u32, ours: bool) -> Result<Option<Op>, ReplayError> {
+        let destination = self.state.key(&add.destination);
+        self.state.name(destination);
+        self.audit(&add.message_key);
+        let (slot, stored) = Self::slot(add, at, size)?;
+        if let Some(sequence) = self.own_sequence(stored, ours) {
+            return Ok(Some(Op::Add { destination, sequence, slot }));
+        }
+        let Some(ids) = &mut self.ids else { return Ok(None) };
+        if ids.get(destination, &add.message_key).is_some() {
+            return Ok(None); // the first one wins
+        }
+        let Some(d) = self.state.get_mut(destination) else { return Ok(None) };
+        if !d.name.kind.is_queue() && d.subscriptions.is_empty() {
+            return Ok(None);
+        }
+        let sequence = d.next_sequence;
+        d.next_sequence += 1;
+        ids.insert(destination, &add.message_key, sequence);
+        Ok(Some(Op::Add { destination, sequence, slot }))
+    }
+
+    fn update(&mut self, add: &AddMessage, at: Location, size: u32, ours: bool) -> Result<Op, ReplayError> {
+        let destination = self.state.key(&add.destination);
+        self.state.name(destination);
+        let (slot, stored) = Self::slot(add, at, size)?;
+        let by_id = self.ids.as_ref().and_then(|ids| ids.get(destination, &add.message_key));
+        let sequence = match by_id.or_else(|| self.own_sequence(stored, ours)) {
+            Some(sequence) => sequence,
+            None => {
+                let sequence = self.state.get_mut(destination).map_or(0, |d| {
+                    d.next_sequence += 1;
+                    d.next_sequence - 1
+                });
+                if let Some(ids) = &mut self.ids {
+                    ids.insert(destination, &add.message_key, sequence);
+                }
+                sequence
+            }
+        };
+        Ok(Op::Update { destination, sequence, slot })
+    }
+
+    fn resolve(
+        &mut self,
+        remove: &RemoveMessage,
+        at: Location,
+        ours: bool,
+    ) -> Result<Option<(DestinationKey, Option<SubscriptionKey>, u64)>, ReplayError> {
+        let destination = self.state.key(&remove.destination);
+        let mut sequence = self.ids.as_ref().and_then(|ids| ids.get(destination, &remove.message_key));
+        if sequence.is_none() && ours && !self.mixed {
+            let ack: &Bytes = match &remove.ack {
+                Some(ack) => ack,
+                None => return Ok(None),
+            };
+            sequence = ack_broker_sequence(ack)
+                .map_err(|source| ReplayError::Stored { at, source })?
+                .and_then(|n| u64::try_from(n).ok());
+        }
+        let Some(sequence) = sequence else { return Ok(None) };
+        let subscription = match &remove.subscription_key {
+            None => None,
+            Some(joined) => match self.subscription_key(destination, joined) {
+                None => return Ok(None),
+                known => known,
+            },
+        };
+        Ok(Some((destination, subscription, sequence)))
+    }
+
+    fn subscription_key(&self, destination: DestinationKey, joined: &str) -> Option<SubscriptionKey> {
+        let matches = |key: &&SubscriptionKey| {
+            joined.strip_prefix(&*key.client_id).and_then(|rest| rest.strip_prefix(':')).is_some_and(|name| *name == *key.name)
+        };
+        self.state.get(destination)?.subscriptions.keys().find(matches).cloned()
+    }
+
+    fn remove(&mut self, remove: &RemoveMessage, at: Location, ours: bool) -> Result<Option<Op>, ReplayError> {
+        let Some((destination, subscription, sequence)) = self.resolve(remove, at, ours)? else { return Ok(None) };
+        Ok(Some(match subscription {
+            None => {
+                if let Some(ids) = &mut self.ids {
+                    ids.remove(destination, &remove.message_key);
+                }
+                Op::Remove { destination, sequence, by: at.file }
+            }
+            Some(subscription) => Op::Acknowledge { destination, subscription, sequence, by: at.file },
+        }))
+    }
+
+    fn prepare(&mut self, id: TransactionId, at: Location) -> Result<(), ReplayError> {
+        let Some(steps) = self.open.remove(&id) else { return Ok(()) };
+        if self.state.prepared.contains_key(&id) {
+            return Ok(());
+        }
+        let first = steps.iter().map(Step::location).min().unwrap_or(at);
+        let mut operations = Vec::with_capacity(steps.len());
+        for step in &steps {
+            operations.push(match step {
+                Step::Add { add, at, size, .. } => {
+                    PreparedOp::Add { destination: self.state.key(&add.destination), at: *at, size: *size }
+                }
+                Step::Remove { remove, at, size, ours } => {
+                    let found = self.resolve(remove, *at, *ours)?;
+                    if let Some((destination, subscription, sequence)) = &found {
+                        self.state.hold(*destination, subscription.as_ref(), *sequence, true)?;
+                    }
+                    PreparedOp::Remove {
+                        destination: self.state.key(&remove.destination),
+                        subscription: found.as_ref().and_then(|(_, subscription, _)| subscription.clone()),
+                        sequence: found.map(|(.., sequence)| sequence),
+                        at: *at,
+                        size: *size,
+                    }
+                }
+            });
+        }
+        self.state.prepared.insert(id, Prepared { operations, first, at });
+        Ok(())
+    }
+
+    fn rollback(&mut self, id: &TransactionId) -> Result<(), ReplayError> {
+        if self.open.remove(id).is_some() {
+            return Ok(());
+        }
+        let Some(prepared) = self.state.prepared.remove(id) else { return Ok(()) };
+        for op in prepared.operations {
+            if let PreparedOp::Remove { destination, subscription, sequence: Some(sequence), .. } = op {
+                self.state.hold(destination, subscription.as_ref(), sequence, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, id: &TransactionId, at: Location, is_new: bool) -> Result<(), ReplayError> {
+        let steps = match self.open.remove(id) {
+            Some(steps) => steps,
+            None => match self.state.prepared.remove(id) {
+                Some(prepared) => self.read_prepared(prepared)?,
+                None => return Ok(()),
+            },
+        };
+        if !is_new {
+            return Ok(());
+        }
+        let from = steps.iter().map(|step| step.location().lsn()).min().unwrap_or(at.lsn());
+        for step in steps {
+            // One by one: later steps may name messages of earlier ones.
+            let op = match &step {
+                Step::Add { add, at, size, ours } => self.add(add, *at, *size, *ours)?,
+                Step::Remove { remove, at, ours, .. } => self.remove(remove, *at, *ours)?,
+            };
+            if let Some(op) = op {
+                self.apply(Op::Transaction { operations: vec![op], by: at.file, from })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_prepared(&mut self, prepared: Prepared) -> Result<Vec<Step>, ReplayError> {
+        let mut steps = Vec::with_capacity(prepared.operations.len());
+        for op in prepared.operations {
+            let (at, size) = match &op {
+                PreparedOp::Add { at, size, .. } | PreparedOp::Remove { at, size, .. } => (*at, *size),
+            };
+            let payload = self.reader.read(at, size)?;
+            // Sequences of prepared adds are given at the commit, whoever wrote them.
+            match decode(payload).map_err(|source| ReplayError::Command { at, source })? {
+                Command::AddMessage(add) => steps.push(Step::Add { add, at, size, ours: false }),
+                Command::RemoveMessage(remove) => {
+                    if let PreparedOp::Remove { destination, subscription, sequence: Some(sequence), .. } = op {
+                        self.state.hold(destination, subscription.as_ref(), sequence, false)?;
+                        if let Some(ids) = &mut self.ids {
+                            ids.insert(destination, &remove.message_key, sequence);
+                        }
+                    }
+                    steps.push(Step::Remove { remove, at, size, ours: true });
+                }
+                _ => {}
+            }
+        }
+        Ok(steps)
+    }
+
+    fn subscription(&mut self, subscription: &Subscription, at: Location) -> Result<(), ReplayError> {
+        let destination = self.state.key(&subscription.destination);
+        match &subscription.info {
+            Some(info) => {
+                // A copy: the subscription outlives the buffer that it was read from.
+                let info = decode_subscription_info(Bytes::copy_from_slice(info))
+                    .map_err(|source| ReplayError::Stored { at, source })?;
+                let key = SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
+                let known = self.state.get(destination).and_then(|d| d.subscriptions.get(&key)).map(|sub| sub.at);
+                if known == Some(at) {
+                    return Ok(());
+                }
+                self.apply(Op::Subscribe { destination, info: Box::new(info), retroactive: subscription.retroactive, at })
+            }
+            None => match self.subscription_key(destination, &subscription.subscription_key) {
+                Some(key) => self.apply(Op::Unsubscribe { destination, subscription: key, by: at.file }),
+                // ActiveMQ writes a removal to every topic that it knows.
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Ends the replay; transactions that have no outcome will never have one.
+    pub fn finish(self) -> Vec<TransactionId> {
+        self.open.into_keys().collect()
+    }
+}

@@ -1,0 +1,797 @@
+//! The index: what the journal up to the applied position amounts to.
+//!
+//! [`State::apply`] is the only thing that changes it, at run time and in replay alike, so "index equals replay" holds by
+//! construction for everything that goes through it. Entries live in chunks (`crate::chunk`); chunks that are neither at
+//! the head nor at the tail of a deep destination may lie in the index store only.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use kahawai_message::storage::{Applied, DestinationKey, Entry, SubscriptionKey, Tier};
+use kahawai_message::stored::SubscriptionInfo;
+use kahawai_message::{Destination, ProducerId, TransactionId};
+use kahawai_types::{Location, Lsn};
+
+use crate::chunk::{CHUNK, Slot, Slots};
+use crate::files::FileTable;
+use crate::ranges::Ranges;
+
+/// The index store could not give back a chunk. The index is damaged or its disk is: the node stops, and the next start
+/// rebuilds the index from the journal.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("index chunk {chunk} of {destination}: {reason}")]
+pub struct ChunkError {
+    /// Whose.
+    pub destination: String,
+    /// Which.
+    pub chunk: u64,
+    /// What the index store said.
+    pub reason: String,
+}
+
+/// Where chunks come back from.
+pub trait ChunkSource: Send + Sync {
+    /// The stored slots of a chunk.
+    fn load(&self, destination: DestinationKey, chunk: u64) -> Result<Slots, String>;
+}
+
+/// A change of the index, at the position where it became true.
+#[allow(missing_docs)] // the variants say what their fields are
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// A message is there.
+    Add { destination: DestinationKey, sequence: u64, slot: Slot },
+    /// A queue message is consumed; `by` = file of the record that says so.
+    Remove { destination: DestinationKey, sequence: u64, by: u32 },
+    /// A durable subscription is done with a message.
+    Acknowledge { destination: DestinationKey, subscription: SubscriptionKey, sequence: u64, by: u32 },
+    /// A message's record moved or was rewritten.
+    Update { destination: DestinationKey, sequence: u64, slot: Slot },
+    /// A durable subscription is made or changed.
+    Subscribe { destination: DestinationKey, info: Box<SubscriptionInfo>, retroactive: bool, at: Location },
+    /// A durable subscription ends.
+    Unsubscribe { destination: DestinationKey, subscription: SubscriptionKey, by: u32 },
+    /// A destination ends.
+    RemoveDestination { destination: DestinationKey, by: u32 },
+    /// All of a transaction at once; `by` = file of its commit, `from` = its first operation.
+    Transaction { operations: Vec<Op>, by: u32, from: Lsn },
+    /// Data files are deleted.
+    Collect { files: Vec<u32> },
+}
+
+/// A durable subscription over its topic's messages.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Subscription {
+    /// What the client asked for.
+    pub info: SubscriptionInfo,
+    /// Its newest record.
+    pub at: Location,
+    /// Everything below is not pending.
+    pub floor: u64,
+    /// Acknowledged at or above the floor.
+    pub acknowledged: Ranges,
+    /// Acknowledged in prepared transactions.
+    pub held: BTreeSet<u64>,
+    /// How many messages are pending.
+    pub pending: u64,
+}
+
+impl Subscription {
+    /// Is a message that the topic still has pending here?
+    pub fn has_pending(&self, sequence: u64) -> bool {
+        sequence >= self.floor && !self.acknowledged.contains(sequence)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    Resident(Arc<Slots>),
+    /// In the index store only.
+    Stored,
+}
+
+#[derive(Clone, Debug)]
+struct Chunk {
+    live: [u16; 3],
+    body: Body,
+    /// Differs from what the index store has.
+    dirty: bool,
+    /// The index store has some version of it (or will, with the checkpoint under way).
+    stored: bool,
+}
+
+/// One destination's part of the index.
+#[derive(Clone, Debug)]
+pub struct DestinationState {
+    /// Its name.
+    pub name: Destination,
+    /// The next number to give away. Runs ahead of what is applied.
+    pub next_sequence: u64,
+    /// One past the highest number applied.
+    pub applied_sequence: u64,
+    /// Live messages.
+    pub count: u64,
+    /// Whether the journal has ever named it: such destinations are listed even when empty.
+    pub named: bool,
+    /// By KahaDB's key, `clientId:name`.
+    pub subscriptions: BTreeMap<SubscriptionKey, Subscription>,
+    chunks: BTreeMap<u64, Chunk>,
+    /// Chunks that the index store still has and should not.
+    gone: Vec<u64>,
+    dirty: bool,
+}
+
+impl DestinationState {
+    fn new(name: Destination) -> Self {
+        Self {
+            name,
+            next_sequence: 0,
+            applied_sequence: 0,
+            count: 0,
+            named: false,
+            subscriptions: BTreeMap::new(),
+            chunks: BTreeMap::new(),
+            gone: Vec::new(),
+            dirty: false,
+        }
+    }
+
+    fn saw(&mut self, sequence: u64) {
+        self.applied_sequence = self.applied_sequence.max(sequence.saturating_add(1));
+        self.next_sequence = self.next_sequence.max(self.applied_sequence);
+    }
+}
+
+/// A transaction whose outcome is up to its coordinator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// What it did, with where each record lies: adds wait, removals are held.
+    pub operations: Vec<PreparedOp>,
+    /// First and last record.
+    pub first: Location,
+    /// The record that prepared it.
+    pub at: Location,
+}
+
+/// One step of a prepared transaction.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PreparedOp {
+    /// A message to come.
+    Add {
+        /// Where to.
+        destination: DestinationKey,
+        /// Its record.
+        at: Location,
+        /// Size of the record.
+        size: u32,
+    },
+    /// A message to go.
+    Remove {
+        /// Where from.
+        destination: DestinationKey,
+        /// For a durable subscription.
+        subscription: Option<SubscriptionKey>,
+        /// Which, if it was known.
+        sequence: Option<u64>,
+        /// The removal's record.
+        at: Location,
+        /// Size of that record.
+        size: u32,
+    },
+}
+
+/// The highest message numbers of the producers that stored last.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Audit {
+    producers: HashMap<ProducerId, (i64, u64)>,
+    tick: u64,
+    last: Option<(ProducerId, i64)>,
+}
+
+/// How many producers the audit remembers.
+pub const AUDIT_PRODUCERS: usize = 1024;
+
+impl Audit {
+    /// A message of `producer` was stored.
+    pub fn saw(&mut self, producer: &ProducerId, sequence: i64) {
+        if let Some((last, number)) = &mut self.last
+            && last == producer
+        {
+            *number = sequence.max(*number);
+            return;
+        }
+        self.settle();
+        self.last = Some((producer.clone(), sequence));
+    }
+
+    fn settle(&mut self) {
+        let Some((producer, sequence)) = self.last.take() else { return };
+        self.tick += 1;
+        let entry = self.producers.entry(producer).or_insert((sequence, 0));
+        *entry = (entry.0.max(sequence), self.tick);
+        if self.producers.len() > AUDIT_PRODUCERS {
+            // Half of them go at once, the longest silent: constant work per message on average.
+            let mut ticks: Vec<u64> = self.producers.values().map(|&(_, tick)| tick).collect();
+            let middle = ticks.len() / 2;
+            let (_, &mut median, _) = ticks.select_nth_unstable(middle);
+            self.producers.retain(|_, &mut (_, tick)| tick >= median);
+        }
+    }
+
+    /// The highest number stored, if it is remembered.
+    pub fn last_of(&self, producer: &ProducerId) -> Option<i64> {
+        let newest = self.last.as_ref().filter(|(last, _)| last == producer).map(|&(_, number)| number);
+        let older = self.producers.get(producer).map(|&(number, _)| number);
+        newest.max(older)
+    }
+
+    /// All of them, longest silent first.
+    pub fn entries(&mut self) -> Vec<(ProducerId, i64)> {
+        self.settle();
+        let mut all: Vec<_> = self.producers.iter().map(|(id, &(number, tick))| (tick, id.clone(), number)).collect();
+        all.sort_unstable_by_key(|&(tick, ..)| tick);
+        all.into_iter().map(|(_, id, number)| (id, number)).collect()
+    }
+}
+
+/// The whole index.
+#[derive(Default)]
+pub struct State {
+    destinations: Vec<DestinationState>,
+    keys: HashMap<Destination, DestinationKey>,
+    /// Which data files are needed.
+    pub files: FileTable,
+    /// Transactions in doubt.
+    pub prepared: BTreeMap<TransactionId, Prepared>,
+    /// Duplicate detection.
+    pub audit: Audit,
+    resident_bytes: usize,
+    source: Option<Arc<dyn ChunkSource>>,
+    dirty: BTreeSet<DestinationKey>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("destinations", &self.destinations.len()).finish_non_exhaustive()
+    }
+}
+
+type Outcome<T> = Result<T, ChunkError>;
+
+impl State {
+    /// An empty index whose stored chunks, if it comes to have any, come back from `source`.
+    pub fn new(source: Option<Arc<dyn ChunkSource>>) -> Self {
+        Self { source, ..Self::default() }
+    }
+
+    /// The key of a destination, made on first use.
+    pub fn key(&mut self, name: &Destination) -> DestinationKey {
+        if let Some(&key) = self.keys.get(name) {
+            return key;
+        }
+        let key = DestinationKey(u32::try_from(self.destinations.len()).unwrap_or(u32::MAX));
+        // A copy of its own: `name` may be a view into a whole socket buffer.
+        let name = Destination::new(name.kind, &*name.name);
+        self.destinations.push(DestinationState::new(name.clone()));
+        self.keys.insert(name, key);
+        key
+    }
+
+    /// A destination by key.
+    pub fn get(&self, key: DestinationKey) -> Option<&DestinationState> {
+        self.destinations.get(key.0 as usize)
+    }
+
+    /// The same, to change its numbers.
+    pub fn get_mut(&mut self, key: DestinationKey) -> Option<&mut DestinationState> {
+        self.destinations.get_mut(key.0 as usize)
+    }
+
+    /// All destinations in order of their keys.
+    pub fn destinations(&self) -> impl Iterator<Item = (DestinationKey, &DestinationState)> {
+        self.destinations.iter().enumerate().map(|(n, d)| (DestinationKey(n as u32), d))
+    }
+
+    /// Memory that the resident chunks take, bytes.
+    pub fn resident_bytes(&self) -> usize {
+        self.resident_bytes
+    }
+
+    /// Remembers that the journal has named a destination.
+    pub fn name(&mut self, key: DestinationKey) {
+        if let Some(d) = self.destinations.get_mut(key.0 as usize)
+            && !d.named
+        {
+            d.named = true;
+            self.mark(key);
+        }
+    }
+
+    /// Notes that a destination's part of the index store is out of date.
+    pub fn mark(&mut self, key: DestinationKey) {
+        if let Some(d) = self.destinations.get_mut(key.0 as usize)
+            && !d.dirty
+        {
+            d.dirty = true;
+            self.dirty.insert(key);
+        }
+    }
+
+    fn slots(&mut self, key: DestinationKey, chunk_number: u64) -> Outcome<Option<&mut Arc<Slots>>> {
+        let Some(d) = self.destinations.get_mut(key.0 as usize) else { return Ok(None) };
+        let Some(chunk) = d.chunks.get_mut(&chunk_number) else { return Ok(None) };
+        if matches!(chunk.body, Body::Stored) {
+            let fail = |reason: String| ChunkError { destination: d.name.to_string(), chunk: chunk_number, reason };
+            let source = self.source.as_ref().ok_or_else(|| fail("there is no index store".into()))?;
+            let slots = source.load(key, chunk_number).map_err(fail)?;
+            if slots.live() != chunk.live {
+                return Err(fail(format!("it holds {:?} messages, {:?} are expected", slots.live(), chunk.live)));
+            }
+            self.resident_bytes += slots.bytes();
+            chunk.body = Body::Resident(Arc::new(slots));
+        }
+        match &mut chunk.body {
+            Body::Resident(slots) => Ok(Some(slots)),
+            Body::Stored => Ok(None),
+        }
+    }
+
+    /// The slot of a live message.
+    pub fn slot(&mut self, key: DestinationKey, sequence: u64) -> Outcome<Option<Slot>> {
+        let offset = (sequence % CHUNK) as u16;
+        Ok(self.slots(key, sequence / CHUNK)?.and_then(|slots| slots.get(offset).copied()))
+    }
+
+    fn change<T>(
+        &mut self,
+        key: DestinationKey,
+        sequence: u64,
+        change: impl FnOnce(&mut Slots, u16) -> Option<T>,
+    ) -> Outcome<Option<T>> {
+        let number = sequence / CHUNK;
+        let Some(slots) = self.slots(key, number)? else { return Ok(None) };
+        let slots = Arc::make_mut(slots);
+        let before = slots.bytes();
+        let changed = change(slots, (sequence % CHUNK) as u16);
+        let after = slots.bytes();
+        self.resident_bytes = (self.resident_bytes + after).saturating_sub(before);
+        if changed.is_some() {
+            if let Some(chunk) = self.destinations.get_mut(key.0 as usize).and_then(|d| d.chunks.get_mut(&number)) {
+                chunk.dirty = true;
+            }
+            self.mark(key);
+        }
+        Ok(changed)
+    }
+
+    /// Files a message. One that is there under the same number is replaced in place (`false`).
+    fn put(&mut self, key: DestinationKey, sequence: u64, slot: Slot) -> Outcome<bool> {
+        let number = sequence / CHUNK;
+        if let Some(d) = self.destinations.get_mut(key.0 as usize) {
+            d.saw(sequence);
+            d.named = true;
+            d.chunks.entry(number).or_insert_with(|| Chunk {
+                live: [0; 3],
+                body: Body::Resident(Arc::default()),
+                dirty: true,
+                stored: false,
+            });
+        }
+        let mut before = None;
+        self.change(key, sequence, |slots, offset| {
+            before = slots.put(offset, slot);
+            Some(())
+        })?;
+        self.files.message_added(slot.location().file, slot.size());
+        if let Some(old) = before {
+            self.files.message_removed(old.location().file, old.size(), slot.location().file);
+        }
+        if let Some(d) = self.destinations.get_mut(key.0 as usize)
+            && let Some(chunk) = d.chunks.get_mut(&number)
+        {
+            chunk.live[slot.tier() as usize] += 1;
+            match before {
+                Some(old) => chunk.live[old.tier() as usize] -= 1,
+                None => d.count += 1,
+            }
+        }
+        Ok(before.is_none())
+    }
+
+    /// Files a message that an index of ActiveMQ's has, whatever its topic's subscriptions are.
+    pub fn insert(&mut self, key: DestinationKey, sequence: u64, slot: Slot) -> Outcome<()> {
+        self.put(key, sequence, slot).map(|_| ())
+    }
+
+    /// Takes a message out; `by` = file of the record that says so.
+    fn take(&mut self, key: DestinationKey, sequence: u64, by: u32) -> Outcome<bool> {
+        let Some(slot) = self.change(key, sequence, |slots, offset| slots.take(offset))? else {
+            return Ok(false);
+        };
+        self.files.message_removed(slot.location().file, slot.size(), by);
+        let number = sequence / CHUNK;
+        if let Some(d) = self.destinations.get_mut(key.0 as usize) {
+            d.count -= 1;
+            if let Some(chunk) = d.chunks.get_mut(&number) {
+                chunk.live[slot.tier() as usize] -= 1;
+                if chunk.live == [0; 3] {
+                    if let Body::Resident(slots) = &chunk.body {
+                        self.resident_bytes = self.resident_bytes.saturating_sub(slots.bytes());
+                    }
+                    if chunk.stored {
+                        d.gone.push(number);
+                    }
+                    d.chunks.remove(&number);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The first deliverable message of a tier at or behind `from`.
+    pub fn next(&mut self, key: DestinationKey, tier: Tier, from: u64) -> Outcome<Option<Entry>> {
+        let mut from = from;
+        loop {
+            let Some(d) = self.destinations.get(key.0 as usize) else { return Ok(None) };
+            let candidate = d.chunks.range(from / CHUNK..).find(|(_, chunk)| chunk.live[tier as usize] > 0);
+            let Some((&number, _)) = candidate else { return Ok(None) };
+            let start = number * CHUNK;
+            let offset = from.saturating_sub(start) as u16;
+            let found = self.slots(key, number)?.and_then(|slots| {
+                slots.find(offset, |slot| slot.tier() == tier && !slot.is_held()).map(|(at, slot)| slot.entry(start + u64::from(at)))
+            });
+            if found.is_some() {
+                return Ok(found);
+            }
+            from = start + CHUNK;
+        }
+    }
+
+    /// The first message of a tier at or behind `from` that a durable subscription has pending.
+    pub fn next_pending(
+        &mut self,
+        key: DestinationKey,
+        subscription: &SubscriptionKey,
+        tier: Tier,
+        from: u64,
+    ) -> Outcome<Option<Entry>> {
+        let mut from = from;
+        loop {
+            let Some(sub) = self.get(key).and_then(|d| d.subscriptions.get(subscription)) else { return Ok(None) };
+            from = sub.acknowledged.next_absent(from.max(sub.floor));
+            let Some(entry) = self.next(key, tier, from)? else { return Ok(None) };
+            let Some(sub) = self.get(key).and_then(|d| d.subscriptions.get(subscription)) else { return Ok(None) };
+            if sub.has_pending(entry.sequence) && !sub.held.contains(&entry.sequence) {
+                return Ok(Some(entry));
+            }
+            from = entry.sequence + 1;
+        }
+    }
+
+    /// Visits every live message of a destination, held ones too, in ascending sequence.
+    pub fn each(&mut self, key: DestinationKey, mut visit: impl FnMut(u64, &Slot)) -> Outcome<()> {
+        let numbers: Vec<u64> = self.get(key).map(|d| d.chunks.keys().copied().collect()).unwrap_or_default();
+        for number in numbers {
+            if let Some(slots) = self.slots(key, number)? {
+                for (offset, slot) in slots.iter() {
+                    visit(number * CHUNK + u64::from(offset), slot);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hides a message because a prepared transaction consumed it, or shows it again.
+    pub fn hold(&mut self, key: DestinationKey, subscription: Option<&SubscriptionKey>, sequence: u64, held: bool) -> Outcome<()> {
+        if let Some(name) = subscription {
+            if let Some(sub) = self.get_mut(key).and_then(|d| d.subscriptions.get_mut(name)) {
+                if held {
+                    sub.held.insert(sequence);
+                } else {
+                    sub.held.remove(&sequence);
+                }
+                self.mark(key);
+            }
+            return Ok(());
+        }
+        self.change(key, sequence, |slots, offset| slots.get_mut(offset).map(|slot| slot.set_held(held)))?;
+        Ok(())
+    }
+
+    /// Makes one change true; what the broker must know is appended to `out`.
+    pub fn apply(&mut self, op: Op, out: &mut Vec<Applied>) -> Outcome<()> {
+        match op {
+            Op::Add { destination, sequence, slot } => self.apply_add(destination, sequence, slot, out),
+            Op::Remove { destination, sequence, by } => {
+                if self.take(destination, sequence, by)? {
+                    out.push(Applied::Removed { destination, sequence });
+                }
+                Ok(())
+            }
+            Op::Acknowledge { destination, subscription, sequence, by } => {
+                self.apply_acknowledge(destination, subscription, sequence, by, out)
+            }
+            Op::Update { destination, sequence, slot } => {
+                let known = self.slot(destination, sequence)?;
+                let Some(old) = known else {
+                    // The original was collected before we saw it: the update is the message now.
+                    return self.apply_add(destination, sequence, slot, out);
+                };
+                let mut slot = slot;
+                slot.set_held(old.is_held());
+                self.put(destination, sequence, slot)?;
+                Ok(())
+            }
+            Op::Subscribe { destination, info, retroactive, at } => {
+                self.apply_subscribe(destination, *info, retroactive, at, out)
+            }
+            Op::Unsubscribe { destination, subscription, by } => {
+                self.apply_unsubscribe(destination, subscription, by, out)
+            }
+            Op::RemoveDestination { destination, by } => self.apply_remove_destination(destination, by, out),
+            Op::Transaction { operations, by, from } => {
+                for op in operations {
+                    let place = match &op {
+                        Op::Add { slot, .. } | Op::Update { slot, .. } => Some(slot.location().file),
+                        Op::Remove { by, .. } | Op::Acknowledge { by, .. } => Some(*by),
+                        _ => None,
+                    };
+                    if let Some(file) = place {
+                        self.files.outlives(by, file);
+                    }
+                    self.apply(op, out)?;
+                }
+                let _ = from;
+                Ok(())
+            }
+            Op::Collect { files } => {
+                for file in files {
+                    self.files.forget(file);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn apply_add(&mut self, key: DestinationKey, sequence: u64, slot: Slot, out: &mut Vec<Applied>) -> Outcome<()> {
+        self.name(key);
+        let Some(d) = self.destinations.get_mut(key.0 as usize) else { return Ok(()) };
+        if !d.name.kind.is_queue() {
+            if d.subscriptions.is_empty() {
+                d.saw(sequence);
+                return Ok(());
+            }
+            if d.subscriptions.values().all(|sub| sub.acknowledged.contains(sequence) || sequence < sub.floor) {
+                d.saw(sequence);
+                return Ok(());
+            }
+        }
+        if self.put(key, sequence, slot)? {
+            if let Some(d) = self.destinations.get_mut(key.0 as usize) {
+                for sub in d.subscriptions.values_mut().filter(|sub| sub.has_pending(sequence)) {
+                    sub.pending += 1;
+                }
+            }
+            out.push(Applied::Added { destination: key, entry: slot.entry(sequence) });
+        }
+        Ok(())
+    }
+
+    fn apply_acknowledge(
+        &mut self,
+        key: DestinationKey,
+        subscription: SubscriptionKey,
+        sequence: u64,
+        by: u32,
+        out: &mut Vec<Applied>,
+    ) -> Outcome<()> {
+        let Some(slot) = self.slot(key, sequence)? else { return Ok(()) };
+        let Some(d) = self.destinations.get_mut(key.0 as usize) else { return Ok(()) };
+        let Some(sub) = d.subscriptions.get_mut(&subscription) else { return Ok(()) };
+        if !sub.has_pending(sequence) {
+            return Ok(());
+        }
+        sub.acknowledged.insert(sequence);
+        sub.floor = sub.acknowledged.raise(sub.floor);
+        sub.held.remove(&sequence);
+        sub.pending = sub.pending.saturating_sub(1);
+        let done = !d.subscriptions.values().any(|sub| sub.has_pending(sequence));
+        self.files.outlives(by, slot.location().file);
+        self.mark(key);
+        out.push(Applied::Acknowledged { destination: key, subscription, sequence });
+        if done && self.take(key, sequence, by)? {
+            out.push(Applied::Removed { destination: key, sequence });
+        }
+        Ok(())
+    }
+
+    fn apply_subscribe(
+        &mut self,
+        key: DestinationKey,
+        info: SubscriptionInfo,
+        retroactive: bool,
+        at: Location,
+        out: &mut Vec<Applied>,
+    ) -> Outcome<()> {
+        self.name(key);
+        let Some(d) = self.destinations.get_mut(key.0 as usize) else { return Ok(()) };
+        let name = SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
+        let count = d.count;
+        match d.subscriptions.get_mut(&name) {
+            // A record written again, or changed: what is pending stays pending (D9 of the format's defects).
+            Some(sub) => {
+                let old = sub.at.file;
+                sub.info = info.clone();
+                sub.at = at;
+                let use_ = self.files.touch(old);
+                use_.subscriptions = use_.subscriptions.saturating_sub(1);
+                self.files.outlives(at.file, old);
+            }
+            None => {
+                let floor = if retroactive { 0 } else { d.applied_sequence };
+                let pending = if retroactive { count } else { 0 };
+                let sub = Subscription {
+                    info: info.clone(),
+                    at,
+                    floor,
+                    acknowledged: Ranges::default(),
+                    held: BTreeSet::new(),
+                    pending,
+                };
+                d.subscriptions.insert(name, sub);
+            }
+        }
+        self.files.touch(at.file).subscriptions += 1;
+        self.mark(key);
+        out.push(Applied::Subscribed { destination: key, info });
+        Ok(())
+    }
+
+    fn apply_unsubscribe(
+        &mut self,
+        key: DestinationKey,
+        subscription: SubscriptionKey,
+        by: u32,
+        out: &mut Vec<Applied>,
+    ) -> Outcome<()> {
+        let Some(sub) = self.get_mut(key).and_then(|d| d.subscriptions.remove(&subscription)) else { return Ok(()) };
+        let use_ = self.files.touch(sub.at.file);
+        use_.subscriptions = use_.subscriptions.saturating_sub(1);
+        self.files.outlives(by, sub.at.file);
+        self.mark(key);
+        let mut orphans = Vec::new();
+        let others: Vec<Subscription> = self.get(key).map(|d| d.subscriptions.values().cloned().collect()).unwrap_or_default();
+        self.each(key, |sequence, _| {
+            if !others.iter().any(|sub| sub.has_pending(sequence)) {
+                orphans.push(sequence);
+            }
+        })?;
+        out.push(Applied::Unsubscribed { destination: key, subscription });
+        for sequence in orphans {
+            if self.take(key, sequence, by)? {
+                out.push(Applied::Removed { destination: key, sequence });
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_remove_destination(&mut self, key: DestinationKey, by: u32, out: &mut Vec<Applied>) -> Outcome<()> {
+        let mut all = Vec::new();
+        self.each(key, |sequence, _| all.push(sequence))?;
+        for sequence in all {
+            self.take(key, sequence, by)?;
+        }
+        let subscriptions = self.get_mut(key).map(|d| std::mem::take(&mut d.subscriptions)).unwrap_or_default();
+        for sub in subscriptions.values() {
+            let use_ = self.files.touch(sub.at.file);
+            use_.subscriptions = use_.subscriptions.saturating_sub(1);
+            self.files.outlives(by, sub.at.file);
+        }
+        if let Some(d) = self.get_mut(key) {
+            d.named = false;
+        }
+        self.mark(key);
+        out.push(Applied::DestinationRemoved { destination: key });
+        Ok(())
+    }
+
+    /// The first data file with an operation of a prepared transaction.
+    pub fn first_prepared_file(&self) -> Option<u32> {
+        self.prepared.values().map(|prepared| prepared.first.file).min()
+    }
+
+    /// What changed since the last snapshot, cheaply: shared chunks, to be encoded and written elsewhere.
+    pub fn snapshot(&mut self) -> Vec<DestinationSnapshot> {
+        let keys = std::mem::take(&mut self.dirty);
+        let mut out = Vec::with_capacity(keys.len());
+        for key in keys {
+            let Some(d) = self.destinations.get_mut(key.0 as usize) else { continue };
+            d.dirty = false;
+            let mut changed = Vec::new();
+            for (&number, chunk) in d.chunks.iter_mut().filter(|(_, chunk)| chunk.dirty) {
+                if let Body::Resident(slots) = &chunk.body {
+                    changed.push((number, Arc::clone(slots)));
+                    chunk.dirty = false;
+                    chunk.stored = true;
+                }
+            }
+            let mut gone = std::mem::take(&mut d.gone);
+            gone.retain(|number| !d.chunks.contains_key(number));
+            out.push(DestinationSnapshot {
+                key,
+                name: d.name.clone(),
+                next_sequence: d.applied_sequence,
+                named: d.named,
+                directory: d.chunks.iter().map(|(&number, chunk)| (number, chunk.live)).collect(),
+                subscriptions: d.subscriptions.values().cloned().collect(),
+                changed,
+                gone,
+            });
+        }
+        out
+    }
+
+    /// Puts a destination in as a checkpoint has it: all its chunks are in the index store.
+    pub fn restore(&mut self, key: DestinationKey, snapshot: DestinationSnapshot) {
+        while self.destinations.len() <= key.0 as usize {
+            self.destinations.push(DestinationState::new(Destination::default()));
+        }
+        let mut d = DestinationState::new(snapshot.name.clone());
+        d.next_sequence = snapshot.next_sequence;
+        d.applied_sequence = snapshot.next_sequence;
+        d.named = snapshot.named;
+        for (number, live) in snapshot.directory {
+            d.count += live.iter().map(|&n| u64::from(n)).sum::<u64>();
+            d.chunks.insert(number, Chunk { live, body: Body::Stored, dirty: false, stored: true });
+        }
+        for sub in snapshot.subscriptions {
+            let name = SubscriptionKey { client_id: sub.info.client_id.clone(), name: sub.info.subscription_name.clone() };
+            d.subscriptions.insert(name, sub);
+        }
+        self.keys.insert(snapshot.name, key);
+        if let Some(place) = self.destinations.get_mut(key.0 as usize) {
+            *place = d;
+        }
+    }
+
+    /// Lets clean chunks go until the resident ones fit `bytes_max`: not the first two and not the last of a destination,
+    /// which are about to be consumed and filled. Only after the snapshot that cleaned them is durable.
+    pub fn evict(&mut self, bytes_max: usize) {
+        for d in &mut self.destinations {
+            if self.resident_bytes <= bytes_max {
+                return;
+            }
+            let last = d.chunks.last_key_value().map(|(&number, _)| number);
+            for (&number, chunk) in d.chunks.iter_mut().skip(2) {
+                if Some(number) == last || chunk.dirty || !chunk.stored {
+                    continue;
+                }
+                if let Body::Resident(slots) = &chunk.body {
+                    self.resident_bytes = self.resident_bytes.saturating_sub(slots.bytes());
+                    chunk.body = Body::Stored;
+                }
+            }
+        }
+    }
+}
+
+/// A destination as a checkpoint keeps it.
+#[derive(Clone, Debug)]
+pub struct DestinationSnapshot {
+    /// Its key.
+    pub key: DestinationKey,
+    /// Its name.
+    pub name: Destination,
+    /// One past the highest number applied.
+    pub next_sequence: u64,
+    /// Whether it is listed when empty.
+    pub named: bool,
+    /// Live messages by tier of every chunk.
+    pub directory: Vec<(u64, [u16; 3])>,
+    /// Its durable subscriptions.
+    pub subscriptions: Vec<Subscription>,
+    /// Chunks to write.
+    pub changed: Vec<(u64, Arc<Slots>)>,
+    /// Chunks to delete.
+    pub gone: Vec<u64>,
+}
