@@ -241,10 +241,13 @@ pub fn upkeep(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
                     warn!(%error, "collection of data files stopped early");
                 }
             }
-            let (retired, journal) = shared.with(|core| (core.store.take_retired(), core.store.journal().clone()));
+            let (retired, journal) = shared.with(|core| (core.store.to_retire(), core.store.journal().clone()));
             for file in retired {
                 match journal.retire(file) {
-                    Ok(_) => info!(file, "data file deleted"),
+                    Ok(_) => {
+                        info!(file, "data file deleted");
+                        shared.with(|core| core.store.retired(file));
+                    }
                     Err(error) => warn!(file, %error, "data file could not be deleted"),
                 }
             }

@@ -49,7 +49,6 @@ pub struct Store {
     applied: Lsn,
     /// Where a restart would replay from: nothing at or behind it may be collected.
     pub(crate) checkpointed: Lsn,
-    pub(crate) retired: Vec<u32>,
     resident_bytes_max: usize,
 }
 
@@ -70,7 +69,6 @@ impl Store {
             commit: end,
             applied: end,
             checkpointed,
-            retired: Vec::new(),
             resident_bytes_max: RESIDENT_BYTES_MAX,
         }
     }
@@ -90,6 +88,11 @@ impl Store {
         &self.state
     }
 
+    /// The index, to be read with its chunks loaded on the way.
+    pub fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
     /// Makes everything up to `commit` true, at most `operations_max` operations at a time, and reports what the broker
     /// must know. `true` = there is more.
     ///
@@ -103,9 +106,6 @@ impl Store {
                 _ => break,
             }
             let Some((end, op)) = self.pending.pop_front() else { break };
-            if let Op::Collect { files } = &op {
-                self.retired.extend(files);
-            }
             self.state.apply(op, out).map_err(|e| StorageError::Failed(e.to_string()))?;
             self.applied = end;
         }
@@ -116,9 +116,15 @@ impl Store {
         Ok(more)
     }
 
-    /// Data files whose deletion has been committed, to be deleted with [`Journal::retire`] outside of any lock.
-    pub fn take_retired(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.retired)
+    /// Data files whose deletion has been committed, to be deleted with [`Journal::retire`] outside of any lock. Then
+    /// [`Store::retired`] is told. A restart in between asks again.
+    pub fn to_retire(&self) -> Vec<u32> {
+        self.state.collected.iter().copied().collect()
+    }
+
+    /// A data file is deleted, durably.
+    pub fn retired(&mut self, file: u32) {
+        self.state.collected.remove(&file);
     }
 
     /// First step of a checkpoint: what changed, in short time. Write it with [`IndexStore::write`] outside of any lock,
@@ -137,6 +143,7 @@ impl Store {
             files: self.state.files.clone(),
             prepared: self.state.prepared.clone(),
             audit: self.state.audit.entries(),
+            collected: self.state.collected.clone(),
         }
     }
 
@@ -206,19 +213,57 @@ impl Store {
         Ok(self.pend(appended.end, Op::Collect { files }))
     }
 
-    /// Appends `stored`, the bytes of a message that lives elsewhere, as its new record.
+    /// Appends `stored`, the bytes of a message that lives elsewhere, as its new record. With it, in the same batch, the
+    /// acknowledgements of durable subscriptions that are done with it (or never had it): theirs stay with its old file.
     pub(crate) fn append_move(
         &mut self,
         key: DestinationKey,
-        sequence: u64,
         entry: &Entry,
+        id: &MessageId,
         header: &AddHeader<'_>,
         stored: &[u8],
     ) -> Result<Lsn, StorageError> {
-        let appended =
-            self.append(|out| encode_update(header, stored.len(), |out| out.extend_from_slice(stored), out))?;
-        let slot = Slot::new(appended.at, appended.size, entry.tier, entry.expiration_ms, entry.redelivery_counter);
-        Ok(self.pend(appended.end, Op::Update { destination: key, sequence, slot }))
+        let sequence = entry.sequence;
+        let name = self.name_of(key);
+        let done: Vec<SubscriptionKey> = self.state.get(key).map_or_else(Vec::new, |d| {
+            let done = d.subscriptions.iter().filter(|(_, sub)| !sub.has_pending(sequence));
+            done.map(|(key, _)| key.clone()).collect()
+        });
+        let by = AckBy::default();
+        let places = self
+            .appender
+            .lock()
+            .append_together(1 + done.len(), |n, out| match n.checked_sub(1).and_then(|n| done.get(n)) {
+                None => encode_update(header, stored.len(), |out| out.extend_from_slice(stored), out),
+                Some(subscription) => put_removal(
+                    &Removal {
+                        destination: &name,
+                        subscription: Some(subscription),
+                        sequence,
+                        id,
+                        by: &by,
+                        ack_type: ACK_INDIVIDUAL,
+                        transaction: None,
+                    },
+                    out,
+                ),
+            })
+            .map_err(failed)?;
+        let mut end = self.appended_end;
+        for (n, place) in places.iter().enumerate() {
+            let op = match n.checked_sub(1).and_then(|n| done.get(n)) {
+                None => {
+                    let slot = Slot::new(place.at, place.size, entry.tier, entry.expiration_ms, entry.redelivery_counter);
+                    Op::Update { destination: key, sequence, slot }
+                }
+                Some(subscription) => {
+                    let (subscription, by) = (subscription.clone(), place.at.file);
+                    Op::Acknowledge { destination: key, subscription, sequence, by }
+                }
+            };
+            end = self.pend(place.end, op);
+        }
+        Ok(end)
     }
 }
 

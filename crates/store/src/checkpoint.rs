@@ -3,7 +3,7 @@
 //! A checkpoint is one transaction: the chunks that changed, the destinations that changed, and the journal position that
 //! all of it reflects. A crash in the middle leaves the checkpoint before. Damage leads to a rebuild from the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -96,6 +96,8 @@ pub struct Checkpoint {
     pub prepared: BTreeMap<TransactionId, Prepared>,
     /// All of them.
     pub audit: Vec<(ProducerId, i64)>,
+    /// Data files that are to be deleted, or were lately.
+    pub collected: BTreeSet<u32>,
 }
 
 /// The open index store.
@@ -197,6 +199,8 @@ impl IndexStore {
         for (producer, number) in decode_audit(value("audit")?.unwrap_or_default()).map_err(self.wrong("audit"))? {
             state.audit.saw(&producer, number);
         }
+        let collected = value("collected")?.unwrap_or_default();
+        state.collected = decode_numbers(collected).map_err(self.wrong("collected files"))?;
         let destinations = read.open_table(DESTINATIONS).map_err(|e| self.broken(e))?;
         for row in destinations.iter().map_err(|e| self.broken(e))? {
             let (key, value) = row.map_err(|e| self.broken(e))?;
@@ -249,6 +253,11 @@ impl IndexStore {
             put("prepared", &mut buffer)?;
             encode_audit(&checkpoint.audit, &mut buffer);
             put("audit", &mut buffer)?;
+            put_varint64(checkpoint.collected.len() as u64, &mut buffer);
+            for &file in &checkpoint.collected {
+                put_varint64(file.into(), &mut buffer);
+            }
+            put("collected", &mut buffer)?;
             let mut destinations = write.open_table(DESTINATIONS).map_err(|e| self.broken(e))?;
             let mut chunks = write.open_table(CHUNKS).map_err(|e| self.broken(e))?;
             for snapshot in &checkpoint.destinations {
@@ -341,6 +350,7 @@ fn encode_destination(d: &DestinationSnapshot, out: &mut BytesMut) {
         encode_subscription_info(&sub.info, &mut info);
         put_bytes(&info, out);
         put_varint64(sub.at.lsn().0, out);
+        put_varint64(sub.renewed.map_or(0, |at| at.lsn().0), out);
         put_varint64(sub.floor, out);
         put_varint64(sub.pending, out);
         put_varint64(sub.acknowledged.iter().len() as u64, out);
@@ -384,6 +394,7 @@ fn decode_destination(key: DestinationKey, value: Bytes) -> Result<DestinationSn
         let info = decode_subscription_info(Bytes::copy_from_slice(&bytes(&mut reader)?))
             .map_err(|_| WireError::Unexpected { what: "subscription", value: 0, at })?;
         let at = location(&mut reader)?;
+        let renewed = Some(location(&mut reader)?).filter(|at| at.lsn() > Lsn::ZERO);
         let floor = reader.varint64()?;
         let pending = reader.varint64()?;
         let mut acknowledged = Ranges::default();
@@ -395,7 +406,7 @@ fn decode_destination(key: DestinationKey, value: Bytes) -> Result<DestinationSn
         for _ in 0..count(&mut reader)? {
             held.insert(reader.varint64()?);
         }
-        subscriptions.push(Subscription { info, at, floor, acknowledged, held, pending });
+        subscriptions.push(Subscription { info, at, renewed, floor, acknowledged, held, pending });
     }
     Ok(DestinationSnapshot { key, name, next_sequence, named, directory, subscriptions, changed: vec![], gone: vec![] })
 }
@@ -530,6 +541,18 @@ fn decode_prepared(value: Bytes) -> Result<BTreeMap<TransactionId, Prepared>, Wi
         prepared.insert(id, Prepared { operations, first, at });
     }
     Ok(prepared)
+}
+
+fn decode_numbers(value: Bytes) -> Result<BTreeSet<u32>, WireError> {
+    let mut numbers = BTreeSet::new();
+    if value.is_empty() {
+        return Ok(numbers);
+    }
+    let mut reader = Reader::new(value);
+    for _ in 0..count(&mut reader)? {
+        numbers.insert(small(&mut reader)?);
+    }
+    Ok(numbers)
 }
 
 fn encode_audit(audit: &[(ProducerId, i64)], out: &mut BytesMut) {

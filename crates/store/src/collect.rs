@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use kahawai_kahadb::command::{AddHeader, Command, MessageKey, decode};
-use kahawai_message::storage::{DestinationKey, StorageError};
+use kahawai_message::MessageId;
+use kahawai_message::storage::{DestinationKey, Entry, Storage, StorageError};
 use kahawai_message::stored::read_head;
 use kahawai_types::{Location, Lsn};
 
@@ -36,6 +37,7 @@ impl Store {
     /// Appends the decision to delete every data file that may go. They are deleted when it is committed
     /// ([`Store::take_retired`]).
     pub fn collect(&mut self) -> Result<Vec<u32>, StorageError> {
+        self.renew_subscriptions()?;
         let files: Vec<u32> =
             self.why_retained().into_iter().filter(|(_, why)| why.is_empty()).map(|(file, _)| file).collect();
         if !files.is_empty() {
@@ -59,12 +61,18 @@ impl Store {
         .map(|f| f.id)
     }
 
-    /// The oldest file that is kept by records of durable subscriptions and nothing else that moves: writes them again.
-    pub fn renew_subscriptions(&mut self, file: u32) -> Result<(), StorageError> {
-        use kahawai_message::storage::Storage;
+    /// Writes again the records of durable subscriptions that hold the oldest data file and have nothing pending, so that an
+    /// idle subscription does not keep its first file for ever.
+    fn renew_subscriptions(&mut self) -> Result<(), StorageError> {
+        let file = self.journal.files().first().map_or(0, |f| f.id);
+        let held = self.state.files.get(file).is_some_and(|use_| use_.subscriptions > 0 && use_.live == 0);
+        if !held || file >= self.checkpointed.file() {
+            return Ok(());
+        }
         let mut old = Vec::new();
         for (key, d) in self.state.destinations() {
-            for sub in d.subscriptions.values().filter(|sub| sub.at.file == file) {
+            let idle = |sub: &&crate::state::Subscription| sub.pending == 0 && sub.files().any(|f| f == file);
+            for sub in d.subscriptions.values().filter(idle) {
                 old.push((key, sub.info.clone()));
             }
         }
@@ -83,11 +91,12 @@ impl Store {
             let Ok(Command::AddMessage(add) | Command::UpdateMessage(add)) = decode(payload.clone()) else { continue };
             let Ok(head) = read_head(&add.message) else { continue };
             let key = self.state.key(&add.destination);
-            let Some((sequence, entry)) = self.find(key, head.broker_sequence, candidate.at)? else { continue };
+            let Some(id) = MessageId::from_key(&add.message_key) else { continue };
+            let Some(entry) = self.find(key, head.broker_sequence, candidate.at)? else { continue };
             let mut stored = add.message.to_vec();
             let place = head.broker_sequence_offset;
             if let Some(bytes) = stored.get_mut(place..place + 8) {
-                bytes.copy_from_slice(&sequence.to_be_bytes());
+                bytes.copy_from_slice(&entry.sequence.to_be_bytes());
             }
             let header = AddHeader {
                 transaction: None,
@@ -96,7 +105,7 @@ impl Store {
                 priority: add.priority,
                 priority_supported: add.priority_supported,
             };
-            self.append_move(key, sequence, &entry, &header, &stored)?;
+            self.append_move(key, &entry, &id, &header, &stored)?;
             moved += 1;
         }
         Ok(moved)
@@ -109,19 +118,19 @@ impl Store {
         key: DestinationKey,
         stored: i64,
         at: Location,
-    ) -> Result<Option<(u64, kahawai_message::storage::Entry)>, StorageError> {
+    ) -> Result<Option<Entry>, StorageError> {
         let fail = |e: crate::state::ChunkError| StorageError::Failed(e.to_string());
         if let Ok(sequence) = u64::try_from(stored)
             && let Some(slot) = self.state.slot(key, sequence).map_err(fail)?
             && slot.location() == at
         {
-            return Ok(Some((sequence, slot.entry(sequence))));
+            return Ok(Some(slot.entry(sequence)));
         }
         let mut found = None;
         self.state
             .each(key, |sequence, slot| {
                 if slot.location() == at {
-                    found = Some((sequence, slot.entry(sequence)));
+                    found = Some(slot.entry(sequence));
                 }
             })
             .map_err(fail)?;

@@ -85,6 +85,13 @@ impl FileTable {
         self.outlives(by, file);
     }
 
+    /// A subscription's record in `file` counts no more. `by` = the file of the record that says so.
+    pub fn subscription_left(&mut self, file: u32, by: u32) {
+        let use_ = self.touch(file);
+        use_.subscriptions = use_.subscriptions.saturating_sub(1);
+        self.outlives(by, file);
+    }
+
     /// `file` must stay while `other` does.
     pub fn outlives(&mut self, file: u32, other: u32) {
         if file != other {

@@ -206,7 +206,7 @@ fn to_subscription(
         }
         end = Some(last.saturating_add(1));
     }
-    Subscription { info, at, floor, acknowledged, held: Default::default(), pending: 0 }
+    Subscription { info, at, renewed: None, floor, acknowledged, held: Default::default(), pending: 0 }
 }
 
 #[allow(clippy::too_many_arguments)] // one call, and the parts have nothing else in common

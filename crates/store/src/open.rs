@@ -14,7 +14,7 @@ use crate::append::Store;
 use crate::checkpoint::{Header, IndexError, IndexStore};
 use crate::identity::{Identity, IdentityError};
 use crate::import::{IMPORTED, ImportError, Missing, import, set_aside};
-use crate::replay::{Ids, ReplayError, Replayer};
+use crate::replay::{Ids, ReplayError, Replayer, collected_files};
 use crate::state::{ChunkSource, State};
 
 /// Why a data directory cannot be opened. Nothing in it was changed, except that a torn tail may have been cut.
@@ -136,7 +136,6 @@ pub(crate) struct Loaded {
     pub(crate) state: State,
     pub(crate) how: Rebuilt,
     pub(crate) records: u64,
-    pub(crate) collected: Vec<u32>,
     pub(crate) open: Vec<TransactionId>,
     pub(crate) lost: Vec<String>,
 }
@@ -145,12 +144,12 @@ fn run(
     mut replayer: Replayer<'_>,
     reader: &JournalReader,
     from: Lsn,
-) -> Result<(u64, Vec<u32>, Vec<TransactionId>), ReplayError> {
+) -> Result<(u64, Vec<TransactionId>), ReplayError> {
     for batch in reader.batches(from) {
         replayer.batch(&batch?)?;
     }
-    let (records, collected) = (replayer.records, std::mem::take(&mut replayer.collected));
-    Ok((records, collected, replayer.finish()))
+    let records = replayer.records;
+    Ok((records, replayer.finish()))
 }
 
 /// Makes the index without a checkpoint of ours: from ActiveMQ's index where there is a usable one, else from the journal.
@@ -163,6 +162,7 @@ pub(crate) fn load_foreign(
     reason: String,
 ) -> Result<Loaded, OpenError> {
     let mut reason = reason;
+    let gone = collected_files(reader)?;
     for (directory, missing) in
         [("", if accept_loss { Missing::Accept } else { Missing::Refuse }), (IMPORTED, Missing::Collected)]
     {
@@ -186,26 +186,28 @@ pub(crate) fn load_foreign(
                     state.files.outlives(newer.id, older.id);
                 }
             }
-            let replayer = Replayer::new(&mut state, reader.clone(), Some(imported.ids), mixed, imported.applied);
+            let replayer = Replayer::new(&mut state, reader.clone(), Some(imported.ids), mixed, imported.applied)
+                .skipping(gone.clone());
             match run(replayer, reader, first_batch(recovery, imported.replay_file)) {
                 Err(ReplayError::ForeignTail { .. }) if !mixed => continue,
                 Err(error) => return Err(error.into()),
-                Ok((records, collected, open)) => {
+                Ok((records, open)) => {
                     let how = Rebuilt::Imported { messages: imported.messages };
-                    return Ok(Loaded { state, how, records, collected, open, lost: imported.lost });
+                    return Ok(Loaded { state, how, records, open, lost: imported.lost });
                 }
             }
         }
     }
     for mixed in [false, true] {
         let mut state = State::new(source.clone());
-        let replayer = Replayer::new(&mut state, reader.clone(), Some(Ids::default()), mixed, Lsn::ZERO);
+        let replayer = Replayer::new(&mut state, reader.clone(), Some(Ids::default()), mixed, Lsn::ZERO)
+            .skipping(gone.clone());
         match run(replayer, reader, Lsn::ZERO) {
             Err(ReplayError::ForeignTail { .. }) if !mixed => {}
             Err(error) => return Err(error.into()),
-            Ok((records, collected, open)) => {
+            Ok((records, open)) => {
                 let how = if records == 0 { Rebuilt::Empty } else { Rebuilt::Journal { reason } };
-                return Ok(Loaded { state, how, records, collected, open, lost: Vec::new() });
+                return Ok(Loaded { state, how, records, open, lost: Vec::new() });
             }
         }
     }
@@ -235,8 +237,8 @@ fn load_checkpoint(
         from = first_batch(recovery, from.file());
     }
     let replayer = Replayer::new(&mut state, reader.clone(), None, false, header.applied);
-    let (records, collected, open) = run(replayer, reader, from)?;
-    Ok(Loaded { state, how: Rebuilt::Checkpoint, records, collected, open, lost: Vec::new() })
+    let (records, open) = run(replayer, reader, from)?;
+    Ok(Loaded { state, how: Rebuilt::Checkpoint, records, open, lost: Vec::new() })
 }
 
 /// Refuses directories that hold something else than one message store.
@@ -327,11 +329,12 @@ pub fn open(files: &Arc<dyn Files>, entropy: &dyn Entropy, options: &OpenOptions
     for file in &existing {
         store.state.files.touch(*file);
     }
-    for file in loaded.collected {
+    for file in store.to_retire() {
         if existing.contains(&file) {
             store.journal.retire(file).map_err(|e| io(io::Error::other(e.to_string())))?;
         }
         store.state.files.forget(file);
+        store.retired(file);
     }
     if rebuilt {
         let checkpoint = store.begin_checkpoint(false);

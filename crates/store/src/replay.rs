@@ -3,7 +3,7 @@
 //! Records that we wrote name a message by its sequence, which is stored in the message and in its acknowledgement (design
 //! D2). Records that ActiveMQ wrote name it by its id: while those are replayed, and only then, a map of ids is kept.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use kahawai_journal::{BatchView, JournalReader, Record, Trace};
@@ -100,6 +100,23 @@ impl Step {
     }
 }
 
+/// The data files whose deletion the journal records.
+pub fn collected_files(reader: &JournalReader) -> Result<BTreeSet<u32>, ReplayError> {
+    let mut found = BTreeSet::new();
+    for batch in reader.batches(Lsn::ZERO) {
+        let batch = batch?;
+        if batch.stamp.is_none() {
+            continue;
+        }
+        for record in batch.records() {
+            if let Some(Trace::Collection(collection)) = Trace::decode(&record.payload) {
+                found.extend(collection.files());
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Replays batches into an index.
 #[derive(Debug)]
 pub struct Replayer<'a> {
@@ -115,8 +132,8 @@ pub struct Replayer<'a> {
     open: BTreeMap<TransactionId, Vec<Step>>,
     producer: String,
     out: Vec<Applied>,
-    /// Data files that the journal says are deleted.
-    pub collected: Vec<u32>,
+    /// Data files that a later record says are deleted; they are on their way out and count no more.
+    skip: BTreeSet<u32>,
     /// How many records were read.
     pub records: u64,
     /// One past the last batch read.
@@ -138,11 +155,17 @@ impl<'a> Replayer<'a> {
             open: BTreeMap::new(),
             producer: String::new(),
             out: Vec::new(),
-            collected: Vec::new(),
+            skip: BTreeSet::new(),
             records: 0,
             end: Lsn::ZERO,
             chain: None,
         }
+    }
+
+    /// Leaves out these data files: their deletion was decided, and what cancels their records may be gone already.
+    pub fn skipping(mut self, files: BTreeSet<u32>) -> Self {
+        self.skip = files;
+        self
     }
 
     /// Did ActiveMQ write behind a batch of ours? Then a replay that trusted our sequences must be done again, mixed.
@@ -152,6 +175,9 @@ impl<'a> Replayer<'a> {
 
     /// Replays one batch.
     pub fn batch(&mut self, batch: &BatchView) -> Result<(), ReplayError> {
+        if self.skip.contains(&batch.lsn.file()) {
+            return Ok(());
+        }
         let ours = batch.stamp.is_some();
         let is_new = batch.lsn >= self.applied;
         if !ours && is_new && (self.ids.is_none() || self.is_interleaved(ours)) {
@@ -174,7 +200,6 @@ impl<'a> Replayer<'a> {
             if let Some(Trace::Collection(collection)) = Trace::decode(&payload)
                 && at.lsn() >= self.applied
             {
-                self.collected.extend(collection.files());
                 self.apply(Op::Collect { files: collection.files().to_vec() })?;
             }
             return Ok(());

@@ -64,8 +64,11 @@ pub enum Op {
 pub struct Subscription {
     /// What the client asked for.
     pub info: SubscriptionInfo,
-    /// Its newest record.
+    /// The record that its pending messages count from: with a later one alone, a replay would not give it those that
+    /// came in between.
     pub at: Location,
+    /// Its newest record, if it was written again since.
+    pub renewed: Option<Location>,
     /// Everything below is not pending.
     pub floor: u64,
     /// Acknowledged at or above the floor.
@@ -77,6 +80,11 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    /// The data files that its records are in.
+    pub fn files(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.at.file).chain(self.renewed.map(|at| at.file))
+    }
+
     /// Is a message that the topic still has pending here?
     pub fn has_pending(&self, sequence: u64) -> bool {
         sequence >= self.floor && !self.acknowledged.contains(sequence)
@@ -245,6 +253,8 @@ pub struct State {
     pub prepared: BTreeMap<TransactionId, Prepared>,
     /// Duplicate detection.
     pub audit: Audit,
+    /// Data files whose deletion is decided and committed, and that may still be there.
+    pub collected: BTreeSet<u32>,
     resident_bytes: usize,
     source: Option<Arc<dyn ChunkSource>>,
     dirty: BTreeSet<DestinationKey>,
@@ -547,6 +557,7 @@ impl State {
             Op::Collect { files } => {
                 for file in files {
                     self.files.forget(file);
+                    self.collected.insert(file);
                 }
                 Ok(())
             }
@@ -556,15 +567,11 @@ impl State {
     fn apply_add(&mut self, key: DestinationKey, sequence: u64, slot: Slot, out: &mut Vec<Applied>) -> Outcome<()> {
         self.name(key);
         let Some(d) = self.destinations.get_mut(key.0 as usize) else { return Ok(()) };
-        if !d.name.kind.is_queue() {
-            if d.subscriptions.is_empty() {
-                d.saw(sequence);
-                return Ok(());
-            }
-            if d.subscriptions.values().all(|sub| sub.acknowledged.contains(sequence) || sequence < sub.floor) {
-                d.saw(sequence);
-                return Ok(());
-            }
+        if !d.name.kind.is_queue() && !d.subscriptions.values().any(|sub| sub.has_pending(sequence)) {
+            // Nobody wants it, but its number is used up: a subscription to come begins behind it.
+            d.saw(sequence);
+            self.mark(key);
+            return Ok(());
         }
         if self.put(key, sequence, slot)? {
             if let Some(d) = self.destinations.get_mut(key.0 as usize) {
@@ -620,12 +627,18 @@ impl State {
         match d.subscriptions.get_mut(&name) {
             // A record written again, or changed: what is pending stays pending (D9 of the format's defects).
             Some(sub) => {
-                let old = sub.at.file;
                 sub.info = info.clone();
-                sub.at = at;
-                let use_ = self.files.touch(old);
-                use_.subscriptions = use_.subscriptions.saturating_sub(1);
-                self.files.outlives(at.file, old);
+                let old = sub.renewed.take();
+                if sub.pending == 0 {
+                    // Nothing to count: the new record says it all.
+                    let first = std::mem::replace(&mut sub.at, at);
+                    self.files.subscription_left(first.file, at.file);
+                } else {
+                    sub.renewed = Some(at);
+                }
+                if let Some(old) = old {
+                    self.files.subscription_left(old.file, at.file);
+                }
             }
             None => {
                 let floor = if retroactive { 0 } else { d.applied_sequence };
@@ -633,6 +646,7 @@ impl State {
                 let sub = Subscription {
                     info: info.clone(),
                     at,
+                    renewed: None,
                     floor,
                     acknowledged: Ranges::default(),
                     held: BTreeSet::new(),
@@ -655,9 +669,9 @@ impl State {
         out: &mut Vec<Applied>,
     ) -> Outcome<()> {
         let Some(sub) = self.get_mut(key).and_then(|d| d.subscriptions.remove(&subscription)) else { return Ok(()) };
-        let use_ = self.files.touch(sub.at.file);
-        use_.subscriptions = use_.subscriptions.saturating_sub(1);
-        self.files.outlives(by, sub.at.file);
+        for file in sub.files() {
+            self.files.subscription_left(file, by);
+        }
         self.mark(key);
         let mut orphans = Vec::new();
         let others: Vec<Subscription> = self.get(key).map(|d| d.subscriptions.values().cloned().collect()).unwrap_or_default();
@@ -683,9 +697,9 @@ impl State {
         }
         let subscriptions = self.get_mut(key).map(|d| std::mem::take(&mut d.subscriptions)).unwrap_or_default();
         for sub in subscriptions.values() {
-            let use_ = self.files.touch(sub.at.file);
-            use_.subscriptions = use_.subscriptions.saturating_sub(1);
-            self.files.outlives(by, sub.at.file);
+            for file in sub.files() {
+                self.files.subscription_left(file, by);
+            }
         }
         if let Some(d) = self.get_mut(key) {
             d.named = false;
