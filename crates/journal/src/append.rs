@@ -152,11 +152,16 @@ impl Core {
     }
 
     pub(crate) fn has_work(&self) -> bool {
-        self.records > 0 || !self.closed.is_empty() || !matches!(self.state, State::Running)
+        self.has_unwritten() || !matches!(self.state, State::Running)
+    }
+
+    /// Something that nobody has taken to write it.
+    pub(crate) fn has_unwritten(&self) -> bool {
+        self.records > 0 || !self.closed.is_empty()
     }
 
     pub(crate) fn unflushed_bytes(&self) -> u64 {
-        self.appended_bytes - self.flushed_bytes
+        self.appended_bytes.saturating_sub(self.flushed_bytes)
     }
 
     pub(crate) fn fail(&mut self, failed: &JournalFailed) {

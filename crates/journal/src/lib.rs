@@ -37,9 +37,9 @@ mod writer;
 
 pub use append::{AppendError, AppendGuard, Appended, Appender, RECORD_BYTES_MAX};
 pub use format::{
-    BATCH_OVERHEAD_BYTES, CONTROL_BYTES, Chain, CheckedBatch, CollectionRecord, Control, END_MARK,
-    EpochMarker, MAGIC, NODE_ID_BYTES_MAX, Problem, RECORD_HEADER_BYTES, STAMP_RECORD_BYTES, Stamp, Trace,
-    data_file_id, data_file_name,
+    BATCH_OVERHEAD_BYTES, COLLECTION_FILES_MAX, CONTROL_BYTES, Chain, CheckedBatch, CollectionRecord,
+    Control, END_MARK, EpochMarker, MAGIC, NODE_ID_BYTES_MAX, Problem, RECORD_HEADER_BYTES,
+    STAMP_RECORD_BYTES, Stamp, Trace, data_file_id, data_file_name,
 };
 pub use journal::{EpochError, Journal, NewEpoch, RetireError};
 pub use open::{CutTail, DIVERGENT_BYTES_MAX, DIVERGENT_DIRECTORY, DataFile, OpenError, Recovery};

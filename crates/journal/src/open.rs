@@ -12,7 +12,7 @@ use crate::format::{Chain, END_MARK, FILE_BYTES_LIMIT, Problem, data_file_id, da
 use crate::options::{FILE_BYTES_MAX, FILE_BYTES_MIN};
 use crate::prepare::{NEXT_FILE_NAME, ZEROS};
 use crate::scan::{Batches, Catalog, Directory, FileScan, Links, Step};
-use crate::tail::{Evidence, Tail, TailKind, examine};
+use crate::tail::{Evidence, Judgement, Tail, TailKind, examine};
 use crate::{JournalOptions, KnownPositions, ReadError};
 
 /// Where dropped bytes are kept for people; never read by the broker.
@@ -165,8 +165,8 @@ pub(crate) fn open(
     let mut begun = None;
     for &id in ids.iter().rev() {
         let file = opening.open(id)?;
-        let tail = examine(&file, id, Links::default(), known, begun)
-            .map_err(opening.failed(&data_file_name(id), "read"))?;
+        let by = Judgement { known, batches_behind_prove: options.batches_behind_prove, later: begun };
+        let tail = examine(&file, id, by).map_err(opening.failed(&data_file_name(id), "read"))?;
         match tail.kind {
             TailKind::Clean => {}
             TailKind::Torn { problem, dropped_end } => torn.push((tail.end, problem, dropped_end, None)),

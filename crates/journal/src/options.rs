@@ -24,6 +24,10 @@ pub struct JournalOptions {
     pub preallocate: bool,
     /// An operator's decision: if the journal is damaged at exactly this position, cut it there and lose what follows.
     pub cut_allowed_at: Option<Lsn>,
+    /// Batches behind a bad place may prove that it had been confirmed, hence that it is damage. `false` for a replica that was
+    /// outside the in-sync set when it stopped: it writes batches that others have long confirmed, several to a flush, so its
+    /// torn tail looks just like that. What it promised itself is in [`KnownPositions::durable`].
+    pub batches_behind_prove: bool,
     /// Measures flushes.
     pub clock: Arc<dyn Clock>,
 }
@@ -37,6 +41,7 @@ impl Default for JournalOptions {
             recent_bytes_max: 16 << 20,
             preallocate: true,
             cut_allowed_at: None,
+            batches_behind_prove: true,
             clock: Arc::new(SystemClock),
         }
     }

@@ -84,17 +84,6 @@ impl NextFile {
         }
         Ok((make_now(files, id, untouched)?, true))
     }
-
-    /// Files behind the end of a journal that was cut.
-    pub(crate) fn restart(&self, wanted: u32, untouched: BTreeSet<u32>) {
-        let mut state = unpoison(self.state.lock());
-        while matches!(state.progress, Progress::UnderWay) {
-            state = unpoison(self.changed.wait(state));
-        }
-        (state.wanted, state.progress, state.untouched) = (wanted, Progress::Missing, untouched);
-        drop(state);
-        self.changed.notify_all();
-    }
 }
 
 /// An empty file, as small as can be. Untouched ones were found to hold nothing.

@@ -228,11 +228,6 @@ impl Recent {
         }
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.batches.clear();
-        self.bytes = 0;
-    }
-
     /// `size` bytes from `at`, if they lie in one of the batches.
     pub(crate) fn view(&self, at: Lsn, size: usize) -> Option<Bytes> {
         let behind = self.batches.partition_point(|(start, _)| *start <= at);

@@ -7,8 +7,9 @@
 //! * it lies before a position that is known to be confirmed or durable;
 //! * a batch behind it, right in itself and standing where its stamp says, carries a commit hint beyond it;
 //! * a later file was begun, which happens only after everything before was flushed;
-//! * where ActiveMQ wrote last, a whole batch follows. A torn tail has nothing valid behind it; upstream's default would
-//!   silently drop that batch.
+//! * where ActiveMQ wrote, or may have written, a whole batch of its follows. A torn tail has nothing valid behind it;
+//!   upstream's default would silently drop that batch. (A batch of ours that was cut short so early that not even its stamp's
+//!   header is left, and that carries a whole batch of ActiveMQ's in a message, is refused too: nothing tells the two apart.)
 //!
 //! The search for such batches begins right behind the bad place, not behind what a damaged length field claims.
 
@@ -23,7 +24,7 @@ use memchr::memmem;
 use crate::KnownPositions;
 use crate::format::{
     BATCH_OVERHEAD_BYTES, CONTROL_BYTES, CheckedBatch, Control, END_MARK, FILE_BYTES_LIMIT, MAGIC, Problem,
-    STAMP_RECORD_BYTES, Stamp, USER_RECORD,
+    STAMP_RECORD_BYTES, Stamp, record_header,
 };
 use crate::scan::{EndKind, FileScan, Links, Step};
 
@@ -90,20 +91,23 @@ pub(crate) enum TailKind {
     Damaged { problem: Problem, evidence: Evidence, dropped_end: u64 },
 }
 
-/// Walks a file and judges its tail. `links`: what is known about the end of the file before, usually nothing.
-/// `later`: a file behind it that was begun.
-pub(crate) fn examine(
-    file: &Arc<dyn File>,
-    id: u32,
-    links: Links,
-    known: KnownPositions,
-    later: Option<u32>,
-) -> io::Result<Tail> {
+/// What a tail is judged by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Judgement {
+    pub(crate) known: KnownPositions,
+    /// See [`crate::JournalOptions::batches_behind_prove`].
+    pub(crate) batches_behind_prove: bool,
+    /// A file behind it that was begun.
+    pub(crate) later: Option<u32>,
+}
+
+/// Walks a file and judges its tail.
+pub(crate) fn examine(file: &Arc<dyn File>, id: u32, by: Judgement) -> io::Result<Tail> {
     let file_bytes = file.len()?;
     let mut scan = FileScan::new(file.clone(), id, 0, file_bytes);
     let mut tail = Tail {
         end: scan.lsn(),
-        links,
+        links: Links::default(),
         commit_hint: Lsn::ZERO,
         batches: 0,
         file_bytes,
@@ -135,15 +139,15 @@ pub(crate) fn examine(
         Ok(EndKind::Zeros | EndKind::File) => (foreign && dropped_end == end, Problem::NoEndMark),
         Err(problem) => (false, problem),
     };
-    let bound = known.commit.max(known.durable);
+    let bound = by.known.commit.max(by.known.durable);
     let evidence = if bound > tail.end {
         Some(Evidence::KnownEnd(bound))
     } else if clean {
         None
-    } else if let Some(evidence) = search(file, &tail, dropped_end, stop == Ok(EndKind::Mark))? {
+    } else if let Some(evidence) = search(file, &tail, dropped_end, mark, by.batches_behind_prove)? {
         Some(evidence)
     } else {
-        later.map(Evidence::LaterFile)
+        by.later.map(Evidence::LaterFile)
     };
     tail.kind = match evidence {
         Some(evidence) => TailKind::Damaged { problem, evidence, dropped_end },
@@ -185,12 +189,26 @@ fn end_of_content(
         if stray && at.is_multiple_of(STRAY_MARK_STEP) && chunk.starts_with(&END_MARK) {
             chunk[..END_MARK.len()].fill(0);
         }
-        if let Some(last) = chunk.iter().rposition(|&b| b != 0) {
+        if let Some(last) = last_nonzero(chunk) {
             content_end = at + last as u64 + 1;
         }
         at += count as u64;
     }
     Ok(content_end)
+}
+
+/// Most of what it is asked about is zeros, so it looks at whole blocks, which the compiler makes wide steps of.
+fn last_nonzero(bytes: &[u8]) -> Option<usize> {
+    const BLOCK_BYTES: usize = 4096;
+    let mut end = bytes.len();
+    for block in bytes.rchunks(BLOCK_BYTES) {
+        if block.iter().fold(0, |any, &b| any | b) != 0 {
+            let from = end - block.len();
+            return block.iter().rposition(|&b| b != 0).map(|at| from + at);
+        }
+        end -= block.len();
+    }
+    None
 }
 
 /// Looks for a batch behind the tail's end that proves that the end is no torn tail.
@@ -199,21 +217,26 @@ fn search(
     tail: &Tail,
     content_end: u64,
     stopped_at_mark: bool,
+    batches_behind_prove: bool,
 ) -> io::Result<Option<Evidence>> {
-    let foreign = tail.links.newest_is_foreign != Some(false);
-    // Where our file ends cleanly, only what is ours can have been written behind that end.
+    let foreign = tail.links.newest_is_foreign == Some(true);
+    if !foreign && !batches_behind_prove {
+        return Ok(None);
+    }
+    // Where a file of ours, or one without batches, ends cleanly, only what is ours can have been written behind that end.
     let believe_foreign = foreign || !stopped_at_mark;
     let mut foreign_found = None;
     let mut search = Search::new(file, tail.end, content_end, tail.file_bytes)?;
-    // A batch of ours that was cut short may carry a whole data file in a message: not evidence. But behind its declared
-    // end, or where nothing says that the batch is ours, every whole batch is.
-    let own_end = if foreign { 0 } else { declared_end_if_own(&search.bytes, tail.end) };
+    if !foreign {
+        search.own_end = own_end(&search.bytes, tail.end);
+    }
     while let Some((lsn, batch)) = search.next()? {
         match batch.stamp {
             Some(stamp) if stamp.commit_hint > tail.end => {
                 return Ok(Some(Evidence::CommitHint { batch: lsn, commit: stamp.commit_hint }));
             }
-            None if believe_foreign && lsn.0 - tail.end.0 >= own_end => {
+            // A batch of ours that was cut short may carry a whole data file in a message, which proves nothing.
+            None if believe_foreign && lsn >= search.own_end => {
                 foreign_found.get_or_insert(Evidence::BatchBehind(lsn));
             }
             _ => {}
@@ -239,6 +262,8 @@ struct Search<'a> {
     at: usize,
     budget: u64,
     gave_up: bool,
+    /// What begins before this is the content of a batch of ours, right or torn.
+    own_end: Lsn,
 }
 
 impl<'a> Search<'a> {
@@ -248,7 +273,8 @@ impl<'a> Search<'a> {
         let count = read_full_at(&**file, &mut bytes, base.offset().into())?;
         bytes.truncate(count);
         let file_bytes = file_bytes.min(FILE_BYTES_LIMIT - 1);
-        Ok(Self { file, base, file_bytes, bytes, at: 1, budget: SEARCH_BYTES_MAX, gave_up: false })
+        let own_end = Lsn::ZERO;
+        Ok(Self { file, base, file_bytes, bytes, at: 1, budget: SEARCH_BYTES_MAX, gave_up: false, own_end })
     }
 
     fn next(&mut self) -> io::Result<Option<(Lsn, CheckedBatch)>> {
@@ -258,6 +284,7 @@ impl<'a> Search<'a> {
             let lsn = Lsn(self.base.0 + at as u64);
             let candidate = self.bytes.get(at..).unwrap_or_default();
             let Some(control) = Control::decode(candidate) else { continue };
+            self.own_end = self.own_end.max(own_end(candidate, lsn));
             let bytes = CONTROL_BYTES as u64 + u64::from(control.payload_bytes);
             if u64::from(lsn.offset()) + bytes > self.file_bytes {
                 continue;
@@ -286,14 +313,15 @@ impl<'a> Search<'a> {
     }
 }
 
-/// How far the batch at the front reaches, if its stamp shows that it is ours and was written for this place.
-fn declared_end_if_own(bytes: &[u8], at: Lsn) -> u64 {
-    let own = || {
+/// How far the batch at the front reaches by what it declares, if it begins as ours do: with a stamp for this place, or with
+/// what is left of one. `Lsn::ZERO` if it does not.
+fn own_end(bytes: &[u8], at: Lsn) -> Lsn {
+    let end = || {
         let control = Control::decode(bytes)?;
         let record = bytes.get(CONTROL_BYTES..BATCH_OVERHEAD_BYTES)?;
-        let header = [0, 0, 0, STAMP_RECORD_BYTES as u8, USER_RECORD];
-        let stamp = Stamp::decode(record.strip_prefix(&header)?)?;
-        (stamp.lsn == at).then_some(CONTROL_BYTES as u64 + u64::from(control.payload_bytes))
+        let stamp = Stamp::decode(record.strip_prefix(&record_header(STAMP_RECORD_BYTES as u32))?);
+        let elsewhere = stamp.is_some_and(|stamp| stamp.lsn != at);
+        (!elsewhere).then_some(Lsn(at.0 + CONTROL_BYTES as u64 + u64::from(control.payload_bytes)))
     };
-    own().unwrap_or(0)
+    end().unwrap_or(Lsn::ZERO)
 }

@@ -9,7 +9,7 @@ use kahawai_types::{Epoch, Location, Lsn};
 
 use crate::format::Problem;
 use crate::scan::{Catalog, Directory, EndKind, FileScan, Links, Step};
-use crate::tail::{Evidence, TailKind, examine, next_believable};
+use crate::tail::{Evidence, Judgement, TailKind, examine, next_believable};
 use crate::{Chain, KnownPositions};
 
 /// One data file.
@@ -231,7 +231,7 @@ fn tail_finding(
     known: KnownPositions,
     report: &mut VerifyReport,
 ) -> io::Result<bool> {
-    let tail = examine(file, id, Links::default(), known, None)?;
+    let tail = examine(file, id, Judgement { known, batches_behind_prove: true, later: None })?;
     if tail.end != at {
         // Behind damage that was reported already.
         return Ok(false);

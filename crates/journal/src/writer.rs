@@ -114,7 +114,8 @@ impl SealedBatch {
     }
 }
 
-/// Writes batches. There is one per journal; dropping it before the journal is closed fails the journal.
+/// Writes batches. There is one per journal; dropping it before the journal is closed and everything is taken fails the
+/// journal, so that nobody waits for ever.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
@@ -330,8 +331,15 @@ fn check_copied(links: &mut Links, at: Lsn, bytes: &[u8]) -> Result<CheckedBatch
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let running = matches!(self.shared.core().state, State::Running);
-        if running {
+        let abandoned = {
+            let core = self.shared.core();
+            match core.state {
+                State::Running => true,
+                State::Closed => core.has_unwritten(),
+                State::Failed(_) => false,
+            }
+        };
+        if abandoned {
             self.fail(self.written, FailedStep::Abandoned, io::Error::other("the writer was dropped"));
         }
     }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use kahawai_env::Files;
-use kahawai_journal::{AppendError, JournalOptions, KnownPositions, verify};
+use kahawai_journal::{AppendError, Evidence, JournalOptions, KnownPositions, OpenError, verify};
 use kahawai_testkit::{MemoryFiles, Random};
 use kahawai_types::Lsn;
 use proptest::prelude::*;
@@ -10,7 +10,11 @@ use crate::model::{Life, Memory, payload, small_files};
 
 /// Several lives with random work, each ended by a crash at a random operation, or by an error of the disk. After each start
 /// everything that was confirmed is there, and nothing is there that was never appended.
-fn lives(seed: u64) {
+///
+/// Returns how often a tail was refused because a message in it carried a batch of ActiveMQ's, and nothing was left to tell
+/// that it was a message.
+fn lives(seed: u64) -> usize {
+    let mut undecidable = 0;
     let mut random = Random::new(seed);
     let mut files = MemoryFiles::new();
     let mut memory = Memory::default();
@@ -39,8 +43,17 @@ fn lives(seed: u64) {
         if random.chance(8) {
             files.read_short(random.next_u64());
         }
-        let mut life = Life::begin(&files, options.clone(), known)
-            .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let mut life = match Life::begin(&files, options.clone(), known) {
+            Ok(life) => life,
+            Err(OpenError::Damaged { at, evidence: Evidence::BatchBehind(_), .. })
+                if at.lsn() >= memory.confirmed_end =>
+            {
+                undecidable += 1;
+                let options = JournalOptions { cut_allowed_at: Some(at.lsn()), ..options.clone() };
+                Life::begin(&files, options, known).unwrap()
+            }
+            Err(error) => panic!("seed {seed}: {error}"),
+        };
         memory.check(&life);
         let report = verify(&(Arc::new(files.clone()) as Arc<dyn Files>), 0, known).unwrap();
         assert!(report.findings.is_empty(), "seed {seed}: {:?}", report.findings);
@@ -89,6 +102,7 @@ fn lives(seed: u64) {
         }
         files = end_of_life(&files, &mut random);
     }
+    undecidable
 }
 
 fn end_of_life(files: &MemoryFiles, random: &mut Random) -> MemoryFiles {
@@ -99,9 +113,8 @@ fn end_of_life(files: &MemoryFiles, random: &mut Random) -> MemoryFiles {
 fn whatever_happens_what_was_confirmed_is_there() {
     let lives_per_run = std::env::var("KAHAWAI_SEEDS").map_or(600, |text| text.parse().unwrap());
     let first = std::env::var("KAHAWAI_SEED").map_or(0, |text| text.parse().unwrap());
-    for seed in first..first + lives_per_run {
-        lives(seed);
-    }
+    let undecidable: usize = (first..first + lives_per_run).map(lives).sum();
+    assert!(undecidable as u64 <= 5 + lives_per_run / 100, "{undecidable} torn tails refused");
 }
 
 proptest! {

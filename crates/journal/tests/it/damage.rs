@@ -105,6 +105,18 @@ fn a_journal_that_ends_before_what_is_known_is_refused() {
 }
 
 #[test]
+fn a_file_is_begun_only_after_the_one_before_was_flushed() {
+    let (files, _, starts) = confirmed();
+    let at = *starts.last().unwrap();
+    files.flip(&format!("db-{}.log", at.file()), at.offset() as usize + 130, 1);
+    let torn = Life::begin(&files.fork(), options(), KnownPositions::default()).unwrap();
+    assert_eq!(torn.recovery.end, at, "nothing tells it from a torn tail");
+    files.put(&format!("db-{}.log", at.file() + 1), b"not a batch and not untouched");
+    let error = Life::begin(&files.fork(), options(), KnownPositions::default()).err().unwrap();
+    assert!(matches!(error, OpenError::Damaged { evidence: Evidence::LaterFile(4), .. }), "{error}");
+}
+
+#[test]
 fn a_damaged_length_hides_nothing() {
     let (files, _, starts) = confirmed();
     let at = starts[starts.len() - 4];

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kahawai_env::{DiskFiles, Files};
+use kahawai_env::{DiskFiles, Files, OpenMode};
 use kahawai_journal::{
-    BatchView, Batches, Evidence, Finding, Journal, JournalOptions, KnownPositions, OpenError, verify,
+    BatchView, Batches, Control, END_MARK, Evidence, Finding, Journal, JournalOptions, KnownPositions,
+    OpenError, verify,
 };
-use kahawai_testkit::fixtures;
+use kahawai_testkit::{MemoryFiles, fixtures};
 use kahawai_types::{Epoch, Location, Lsn};
 
 use crate::model::{commands, new_epoch, walk};
@@ -166,4 +167,25 @@ fn damage_in_an_early_file_of_activemq_leaves_the_chain_unknown_until_it_is_adop
     let rest: Vec<BatchView> = journal.reader().batches(from).map(|batch| batch.unwrap()).collect();
     assert!(rest.last().unwrap().stamp.is_some());
     assert!(!commands(&rest).is_empty());
+}
+
+#[test]
+fn what_activemq_left_in_the_cache_is_made_durable_with_its_name() {
+    for seed in 0..20 {
+        let memory = MemoryFiles::new();
+        let records = b"\x00\x00\x00\x08\x01\x01ab";
+        let mut batch = Control::of(records).unwrap().encode().to_vec();
+        batch.extend_from_slice(records);
+        batch.extend_from_slice(&END_MARK);
+        for id in 1..=3 {
+            // Neither flushed nor named durably.
+            memory.open(&format!("db-{id}.log"), OpenMode::CreateNew).unwrap().write_at(&batch, 0).unwrap();
+        }
+        let memory = memory.kill();
+        let (_, recovery) = open(&(Arc::new(memory.clone()) as Arc<dyn Files>)).unwrap();
+        let memory = memory.crash(seed);
+        let (journal, again) = open(&(Arc::new(memory) as Arc<dyn Files>)).unwrap();
+        assert_eq!((again.end, again.chain), (recovery.end, recovery.chain));
+        assert_eq!(walk(&journal).unwrap().len(), 3);
+    }
 }

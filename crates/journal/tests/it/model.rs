@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes};
 use kahawai_env::Files;
 use kahawai_journal::{
-    AppendError, Appended, Appender, BatchView, Journal, JournalFailed, JournalOptions, KnownPositions,
-    NewEpoch, OpenError, Preparer, Record, Recovery, Trace, Writer,
+    AppendError, Appended, Appender, BatchView, Control, END_MARK, Journal, JournalFailed, JournalOptions,
+    KnownPositions, NewEpoch, OpenError, Preparer, Record, Recovery, Trace, Writer,
 };
 use kahawai_testkit::{MemoryFiles, Random};
 use kahawai_types::{BootId, ClusterId, Epoch, Lsn, NodeId, StoreId};
@@ -39,6 +39,13 @@ pub fn payload(random: &mut Random, bytes: u64) -> Bytes {
     }
     if random.chance(6) {
         payload.extend_from_slice(&[0; 600]);
+    }
+    // Some carry a data file of ActiveMQ's.
+    if random.chance(6) {
+        let records = b"\x00\x00\x00\x08\x01\x01ab\x00\x00\x00\x07\x01\x01c";
+        payload.extend_from_slice(&Control::of(records).unwrap().encode());
+        payload.extend_from_slice(records);
+        payload.extend_from_slice(&END_MARK);
     }
     payload.into()
 }

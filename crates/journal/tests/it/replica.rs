@@ -1,8 +1,9 @@
 //! A journal that grows by what its primary sends.
 
-use kahawai_journal::{CopyError, KnownPositions};
+use bytes::Bytes;
+use kahawai_journal::{CheckedBatch, Control, CopyError, JournalOptions, KnownPositions, Problem, Stamp};
 use kahawai_testkit::{MemoryFiles, Random};
-use kahawai_types::Lsn;
+use kahawai_types::{Epoch, Lsn};
 
 use crate::model::{Life, Memory, payload, small_files, walk};
 
@@ -90,4 +91,74 @@ fn what_does_not_continue_the_copy_is_refused_unwritten() {
     }
     assert_eq!(replica.files.operations(), before);
     assert_eq!(replica.writer.copy(&batches[2..]).unwrap(), primary.writer.written());
+}
+
+/// A replica outside the in-sync set writes several batches to a flush that others have confirmed long ago: after a crash a
+/// later one may be whole while an earlier one is torn.
+#[test]
+fn a_replica_that_was_behind_cuts_what_it_had_not_flushed() {
+    let mut random = Random::new(5);
+    let mut primary =
+        Life::begin(&MemoryFiles::new(), small_files(64 << 10), KnownPositions::default()).unwrap();
+    let mut memory = Memory::default();
+    primary.reign();
+    let mut batches = Vec::new();
+    for _ in 0..20 {
+        life_appends(&primary, &mut memory, &mut random);
+        let batch = primary.writer.try_next(memory.confirmed_end).unwrap().unwrap();
+        batches.push((batch.start, batch.bytes()));
+        memory.confirm(primary.writer.write(batch).unwrap());
+    }
+    let mut refused = 0;
+    for seed in 0..50 {
+        let mut replica =
+            Life::begin(&MemoryFiles::new(), small_files(64 << 10), KnownPositions::default()).unwrap();
+        let durable = replica.writer.copy(&batches[..5]).unwrap();
+        replica.files.die_after(16);
+        assert!(matches!(replica.writer.copy(&batches[5..]), Err(CopyError::Failed(_))));
+        let files = replica.files.crash(seed);
+        let known = KnownPositions { durable, commit: Lsn::ZERO };
+        refused += usize::from(Life::begin(&files.fork(), small_files(64 << 10), known).is_err());
+        let behind = JournalOptions { batches_behind_prove: false, ..small_files(64 << 10) };
+        let mut replica = Life::begin(&files, behind, known).unwrap();
+        assert!(replica.recovery.end >= durable);
+        let have = batches.iter().position(|(at, _)| *at == replica.recovery.end).unwrap_or(batches.len());
+        replica.writer.copy(&batches[have..]).unwrap();
+        assert_eq!(replica.writer.chain(), primary.writer.chain());
+    }
+    assert!(refused > 0);
+}
+
+#[test]
+fn a_batch_of_a_deposed_primary_is_refused() {
+    let mut primary =
+        Life::begin(&MemoryFiles::new(), small_files(64 << 10), KnownPositions::default()).unwrap();
+    let mut memory = Memory::default();
+    primary.reign();
+    primary.write_all(&mut memory);
+    let primary =
+        Life::begin(&primary.files.crash(1), small_files(64 << 10), KnownPositions::default()).unwrap();
+    primary.reign();
+    let mut replica =
+        Life::begin(&MemoryFiles::new(), small_files(64 << 10), KnownPositions::default()).unwrap();
+    let mut writer = primary.writer;
+    let second = writer.try_next(Lsn::ZERO).unwrap().unwrap();
+    writer.write(second).unwrap();
+    let batches: Vec<_> =
+        walk(&primary.journal).unwrap().into_iter().map(|batch| (batch.lsn, batch.bytes)).collect();
+    let end = replica.writer.copy(&batches).unwrap();
+    // Right in every other respect.
+    let batch = |epoch| {
+        let prev_chain = replica.writer.chain().unwrap();
+        let digest = CheckedBatch::check(&Control::of(b"").unwrap().encode(), end).unwrap().digest;
+        let stamp =
+            Stamp { epoch: Epoch(epoch), lsn: end, commit_hint: Lsn::ZERO, prev_chain, digest }.encode();
+        let mut bytes = Control::of(&stamp).unwrap().encode().to_vec();
+        bytes.extend_from_slice(&stamp);
+        (end, Bytes::from(bytes))
+    };
+    let (deposed, right) = (batch(1), batch(2));
+    let error = replica.writer.copy(&[deposed]).unwrap_err();
+    assert!(matches!(error, CopyError::Batch { problem: Problem::Epoch { .. }, .. }), "{error}");
+    replica.writer.copy(&[right]).unwrap();
 }
