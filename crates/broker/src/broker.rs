@@ -177,12 +177,11 @@ impl Broker {
     }
 
     /// A client connects. Its id and its client id must not be in use, as in ActiveMQ: the older connection stays.
-    pub fn connect(
-        &mut self,
-        _now: Millis,
-        info: ConnectionInfo,
-        _fx: &mut Vec<Effect>,
-    ) -> Result<ConnectionKey, Refusal> {
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::InUse`], [`Refusal::Limit`].
+    pub fn connect(&mut self, info: ConnectionInfo) -> Result<ConnectionKey, Refusal> {
         if self.connections.len() >= self.options.limits.connections_max {
             return Err(Refusal::Limit("too many connections".into()));
         }

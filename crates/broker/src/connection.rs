@@ -37,7 +37,10 @@ pub(crate) struct Routes {
 impl Routes {
     /// The route for what the client named, if it was used lately and destinations have not changed since.
     pub fn get(&self, named: &Destination, epoch: u64) -> Option<&Targets> {
-        self.routes.iter().find(|route| route.epoch == epoch && route.named == *named).map(|route| &route.targets)
+        self.routes
+            .iter()
+            .find(|route| route.epoch == epoch && route.named == *named)
+            .map(|route| &route.targets)
     }
 
     pub fn put(&mut self, named: Destination, targets: Targets, epoch: u64) {

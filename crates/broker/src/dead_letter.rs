@@ -54,7 +54,10 @@ mod tests {
         let dlq = Destination::queue("ActiveMQ.DLQ");
         let dead = dead_letter(message, &dlq, Some(&expired_cause(77)));
         assert_eq!((dead.expiration_ms, dead.redelivery_counter), (0, 0));
-        assert_eq!((&dead.destination, &dead.original_destination), (&dlq, &Some(Destination::queue("ORDERS"))));
+        assert_eq!(
+            (&dead.destination, &dead.original_destination),
+            (&dlq, &Some(Destination::queue("ORDERS")))
+        );
         assert_eq!(dead.property(ORIGINAL_EXPIRATION), Some(PropertyValue::Long(77)));
         let cause = "java.lang.Throwable: Message Expired. Expiration:77";
         assert_eq!(dead.property(DELIVERY_FAILURE_CAUSE), Some(PropertyValue::String(cause.into())));

@@ -91,7 +91,8 @@ pub struct ScanRequest {
 impl ScanRequest {
     /// The verdict on one of its messages, once it is read.
     pub fn judge(&self, message: &Message) -> Verdict {
-        let local = self.no_local.as_ref().is_some_and(|connection| *connection == message.id.producer.connection);
+        let local =
+            self.no_local.as_ref().is_some_and(|connection| *connection == message.id.producer.connection);
         if !local && self.selector.as_ref().is_none_or(|selector| selector.matches(&MessageFields(message))) {
             Verdict::Matches
         } else {
@@ -148,6 +149,15 @@ pub struct LoadResult {
     pub message: Loaded,
 }
 
+/// The node moves all of this between threads.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<crate::Broker>();
+    is_send::<Effect>();
+    is_send::<ScanResult>();
+    is_send::<LoadResult>();
+};
+
 /// A message that was to be read.
 #[derive(Debug)]
 pub enum Loaded {
@@ -158,4 +168,3 @@ pub enum Loaded {
     /// Its bytes cannot be read. It is set aside, counted, and neither delivered nor removed.
     Unreadable,
 }
-

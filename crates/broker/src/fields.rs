@@ -24,7 +24,9 @@ impl Fields for MessageFields<'_> {
             }
             "JMSReplyTo" => message.reply_to.as_ref().map_or(Value::Null, |to| Value::from(to.to_string())),
             "JMSType" => text(message.jms_type.as_ref()),
-            "JMSDeliveryMode" => Value::from(if message.persistent { "PERSISTENT" } else { "NON_PERSISTENT" }),
+            "JMSDeliveryMode" => {
+                Value::from(if message.persistent { "PERSISTENT" } else { "NON_PERSISTENT" })
+            }
             "JMSPriority" => Value::Int(message.priority.into()),
             "JMSMessageID" => match &message.id.text_view {
                 Some(view) => Value::from(&**view),
@@ -99,7 +101,11 @@ mod tests {
             ("JMSRedelivered = FALSE AND JMSXDeliveryCount = 1", true),
             ("missing = 1", false),
         ] {
-            assert_eq!(Selector::parse(selector).unwrap().matches(&MessageFields(&message)), expected, "{selector}");
+            assert_eq!(
+                Selector::parse(selector).unwrap().matches(&MessageFields(&message)),
+                expected,
+                "{selector}"
+            );
         }
     }
 }

@@ -115,7 +115,9 @@ pub(crate) struct Selecting {
     /// `None`: nobody is there, but what does not match a durable subscription is dropped all the same.
     pub member: Option<Member>,
     pub cursors: [Cursor; 3],
-    /// Number of the last of [`Line::arrivals`] that it has looked at.
+    /// How far it has come through what waited when it joined; `None`: through.
+    pub walk: Option<Position>,
+    /// Number of the last of [`Line::arrivals`] that it has looked at, for what came or came back later.
     pub arrivals_seen: u64,
     /// The node is evaluating a batch for it.
     pub scanning: bool,
@@ -157,7 +159,7 @@ pub(crate) struct Line {
     pub sequence_last: u64,
     /// By priority, highest first, then by arrival.
     pub members: Vec<Member>,
-    /// Index in `members` of who was served last.
+    /// Index in `members` of whose turn it is.
     pub turn: usize,
     pub selecting: Vec<Selecting>,
     /// The one consumer that gets everything, if one claims that.
@@ -178,7 +180,11 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub fn new(place: PlaceKey, stored_at: Option<DestinationKey>, subscription: Option<Arc<SubscriptionKey>>) -> Self {
+    pub fn new(
+        place: PlaceKey,
+        stored_at: Option<DestinationKey>,
+        subscription: Option<Arc<SubscriptionKey>>,
+    ) -> Self {
         Self {
             place,
             stored_at,
@@ -342,7 +348,8 @@ impl Line {
                 number,
                 member: Some(member),
                 cursors: [Cursor { next: 0, more: true }; 3],
-                arrivals_seen: 0,
+                walk: Some(Position::FIRST),
+                arrivals_seen: self.arrival_last,
                 scanning: false,
                 matched: VecDeque::new(),
             });
@@ -351,6 +358,30 @@ impl Line {
             self.members.insert(at, member);
         }
         self.choose_exclusive();
+    }
+
+    /// The next of what waits that a selecting consumer has not looked at: what was there when it joined in delivery order,
+    /// then what came since.
+    pub fn next_to_select(&mut self, index: usize) -> Option<Position> {
+        let selecting = self.selecting.get_mut(index)?;
+        if let Some(from) = selecting.walk {
+            if let Some((&position, _)) = self.waiting.range(from..).next() {
+                return Some(position);
+            }
+            selecting.walk = None;
+        }
+        let (_, &position) = self.arrivals.range(selecting.arrivals_seen + 1..).next()?;
+        Some(position)
+    }
+
+    /// It has looked at that.
+    pub fn selected(&mut self, index: usize, position: Position) {
+        let Some(selecting) = self.selecting.get_mut(index) else { return };
+        if selecting.walk.is_some() {
+            selecting.walk = Some(position.next());
+        } else if let Some(waiting) = self.waiting.get(&position) {
+            selecting.arrivals_seen = waiting.arrival;
+        }
     }
 
     pub fn leave(&mut self, consumer: ConsumerKey) {
@@ -377,10 +408,5 @@ impl Line {
 
     pub fn members_of_all_kinds(&self) -> impl Iterator<Item = Member> {
         self.members.iter().copied().chain(self.selecting.iter().filter_map(|selecting| selecting.member))
-    }
-
-    /// When this may go away, and cost nothing meanwhile.
-    pub fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.waiting.is_empty()
     }
 }

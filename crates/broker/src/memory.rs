@@ -60,10 +60,6 @@ impl MemoryMessages {
         self.kept.get(key).map(|kept| &kept.message)
     }
 
-    pub fn size_of(&self, key: MemoryKey) -> u64 {
-        self.kept.get(key).map_or(0, |kept| kept.bytes)
-    }
-
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -4,7 +4,7 @@
 //! any number of further segments, none included: `A.>` matches `A` (ActiveMQ's `DestinationFilter`). A list is separated
 //! by commas, and each item may have a scheme of its own: `A,topic://B`.
 
-use kahawai_message::{Destination, DestinationKind, Text};
+use kahawai_message::{Destination, Text};
 
 /// Does the name contain a wildcard segment?
 pub(crate) fn is_wildcard(destination: &Destination) -> bool {
@@ -87,11 +87,6 @@ pub(crate) fn is_valid_name(destination: &Destination) -> bool {
 
 /// Longest name of a destination. KahaDB's own limit is 65535 bytes of modified UTF-8.
 pub(crate) const NAME_BYTES_MAX: usize = 4096;
-
-/// Is it a topic whose subscribers hear about the broker itself? We publish nothing there.
-pub(crate) fn is_advisory(destination: &Destination) -> bool {
-    destination.kind == DestinationKind::Topic && destination.name.starts_with("ActiveMQ.Advisory.")
-}
 
 #[cfg(test)]
 mod tests {

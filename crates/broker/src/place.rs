@@ -65,6 +65,11 @@ impl Place {
         self.stored_at.is_some() && (self.queue.is_some() || !self.durables.is_empty())
     }
 
+    /// A topic that nobody listens to, now or later.
+    pub const fn is_deserted(&self) -> bool {
+        self.queue.is_none() && self.durables.is_empty() && self.subscribers.is_empty()
+    }
+
     /// Notes that a message goes to the dead letters; `false` if it has been there.
     pub fn dies_first_time(&mut self, sequence: u64) -> bool {
         if self.queue.is_some() {
@@ -78,5 +83,18 @@ impl Place {
         }
         self.dead.push_back(sequence);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::line::Line;
+
+    #[test]
+    fn an_idle_destination_fits_in_two_kibibytes() {
+        // Its name is there three times, each sharing one buffer; the tree and the table take less than this for their keys.
+        let keys = 3 * size_of::<Destination>() + 100;
+        assert!(size_of::<Place>() + size_of::<Line>() + keys < 1500);
     }
 }

@@ -34,7 +34,12 @@ impl Producers {
     }
 
     /// The producer's place; `hint` is where it was last time.
-    pub fn find(&mut self, id: &ProducerId, hint: Option<ProducerSlot>, storage: &dyn Storage) -> ProducerSlot {
+    pub fn find(
+        &mut self,
+        id: &ProducerId,
+        hint: Option<ProducerSlot>,
+        storage: &dyn Storage,
+    ) -> ProducerSlot {
         if let Some(slot) = hint
             && let Some(known) = self.known.get_mut(slot.0 as usize)
             && known.id == *id

@@ -110,13 +110,6 @@ impl<K: SlabKey, T> Slab<K, T> {
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
-
-    /// In order of their slots.
-    pub fn iter(&self) -> impl Iterator<Item = (K, &T)> {
-        self.slots.iter().zip(0..).filter_map(|(slot, index)| {
-            Some((K::new(index, slot.generation), slot.value.as_ref()?))
-        })
-    }
 }
 
 #[cfg(test)]
@@ -132,6 +125,5 @@ mod tests {
         assert_eq!((slab.get(a), slab.get(b), slab.get(c)), (None, Some(&"b"), Some(&"c")));
         assert_eq!(slab.remove(a), None);
         assert_eq!(slab.len(), 2);
-        assert_eq!(slab.iter().map(|(_, value)| *value).collect::<Vec<_>>(), ["c", "b"]);
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kahawai_message::storage::{
-    AckBy, Applied, Appended, DestinationKey, Entry, Operation, Storage, StorageError, SubscriptionKey, Tier,
+    AckBy, Appended, Applied, DestinationKey, Entry, Operation, Storage, StorageError, SubscriptionKey, Tier,
 };
 use kahawai_message::stored::SubscriptionInfo;
 use kahawai_message::{Destination, Message, MessageId, ProducerId, TransactionId};
@@ -86,7 +86,9 @@ impl FakeStorage {
 
     fn steps(&mut self, operations: &[Operation]) -> Vec<Step> {
         let step = |operation: &Operation| match operation.clone() {
-            Operation::Add { destination, message, prioritised } => self.add_step(destination, &message, prioritised),
+            Operation::Add { destination, message, prioritised } => {
+                self.add_step(destination, &message, prioritised)
+            }
             Operation::Remove { destination, sequence, .. } => Step::Remove { from: destination, sequence },
             Operation::Acknowledge { destination, subscription, sequence, unmatched, .. } => {
                 Step::Acknowledge { topic: destination, subscription, sequence, unmatched }
@@ -161,8 +163,10 @@ impl FakeStorage {
             Step::Subscribe { topic, info, retroactive } => {
                 let stored = self.at_mut(topic);
                 stored.exists = true;
-                let key =
-                    SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
+                let key = SubscriptionKey {
+                    client_id: info.client_id.clone(),
+                    name: info.subscription_name.clone(),
+                };
                 let all = stored.entries.keys().map(|(_, sequence)| *sequence);
                 let pending = if retroactive { all.collect() } else { BTreeSet::new() };
                 stored.subscriptions.insert(key, (info.clone(), pending));
@@ -186,8 +190,10 @@ impl FakeStorage {
     /// Topic messages that nobody waits for any more are gone.
     fn collect(&mut self, topic: DestinationKey, applied: &mut Vec<Applied>) {
         let stored = self.at_mut(topic);
-        let wanted: BTreeSet<u64> = stored.subscriptions.values().flat_map(|(_, pending)| pending.clone()).collect();
-        let gone: Vec<_> = stored.entries.keys().filter(|(_, sequence)| !wanted.contains(sequence)).copied().collect();
+        let wanted: BTreeSet<u64> =
+            stored.subscriptions.values().flat_map(|(_, pending)| pending.clone()).collect();
+        let gone: Vec<_> =
+            stored.entries.keys().filter(|(_, sequence)| !wanted.contains(sequence)).copied().collect();
         for key in gone {
             stored.entries.remove(&key);
             applied.push(Applied::Removed { destination: topic, sequence: key.1 });
@@ -207,10 +213,10 @@ impl FakeStorage {
 
 impl Storage for FakeStorage {
     fn destination(&mut self, destination: &Destination) -> DestinationKey {
-        if let Some(key) = self.keys.get(destination) {
-            if self.at(*key).exists || self.at(*key).next_sequence == 0 {
-                return *key;
-            }
+        if let Some(key) = self.keys.get(destination)
+            && (self.at(*key).exists || self.at(*key).next_sequence == 0)
+        {
+            return *key;
         }
         let key = DestinationKey(u32::try_from(self.stored.len()).expect("tests are small"));
         self.stored.push(Stored { name: destination.clone(), ..Stored::default() });
@@ -218,14 +224,20 @@ impl Storage for FakeStorage {
         key
     }
 
-    fn add(&mut self, to: DestinationKey, message: &Message, prioritised: bool) -> Result<Appended, StorageError> {
+    fn add(
+        &mut self,
+        to: DestinationKey,
+        message: &Message,
+        prioritised: bool,
+    ) -> Result<Appended, StorageError> {
         let step = self.add_step(to, message, prioritised);
         let sequence = self.at(to).next_sequence;
         Ok(Appended { sequence, end: self.append(vec![step])? })
     }
 
     fn add_all(&mut self, copies: &[(DestinationKey, Message, bool)]) -> Result<Appended, StorageError> {
-        let steps: Vec<_> = copies.iter().map(|(to, message, tier)| self.add_step(*to, message, *tier)).collect();
+        let steps: Vec<_> =
+            copies.iter().map(|(to, message, tier)| self.add_step(*to, message, *tier)).collect();
         Ok(Appended { sequence: 0, end: self.append(steps)? })
     }
 
@@ -289,7 +301,11 @@ impl Storage for FakeStorage {
         self.append(vec![Step::Subscribe { topic, info: info.clone(), retroactive }])
     }
 
-    fn unsubscribe(&mut self, topic: DestinationKey, subscription: &SubscriptionKey) -> Result<Lsn, StorageError> {
+    fn unsubscribe(
+        &mut self,
+        topic: DestinationKey,
+        subscription: &SubscriptionKey,
+    ) -> Result<Lsn, StorageError> {
         self.append(vec![Step::Unsubscribe { topic, subscription: subscription.clone() }])
     }
 

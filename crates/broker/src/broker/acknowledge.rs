@@ -63,12 +63,11 @@ impl Broker {
                 Ok(None)
             }
             (Origin::Line(line, slot), AckKind::Consumed) => {
-                Self::append_ack(&mut self.lines, line, slot, &ack.id, &consumer.by, call).and_then(|appended| {
-                    if appended.is_none() {
-                        self.consume_from_memory(line, slot);
-                    }
-                    Ok(appended)
-                })
+                let appended = Self::append_ack(&mut self.lines, line, slot, &ack.id, &consumer.by, call)?;
+                if appended.is_none() {
+                    self.consume_from_memory(line, slot);
+                }
+                Ok(appended)
             }
             (Origin::Line(line, slot), AckKind::Released) => {
                 self.return_to_line(line, slot);
@@ -95,7 +94,9 @@ impl Broker {
         let (Body::Stored(entry), Some(at)) = (held.body, line.stored_at) else { return Ok(None) };
         let end = match &line.subscription {
             None => call.storage.remove(at, entry.sequence, id, by)?,
-            Some(subscription) => call.storage.acknowledge(at, subscription, entry.sequence, id, by, false)?,
+            Some(subscription) => {
+                call.storage.acknowledge(at, subscription, entry.sequence, id, by, false)?
+            }
         };
         held.state = HeldState::Acknowledged;
         line.acks_pending += 1;
@@ -116,8 +117,8 @@ impl Broker {
         }
     }
 
-    /// The node could not read a delivered message from the journal. It is set aside, counted as unreadable, and neither
-    /// delivered again nor removed; its consumer gets room for another.
+    /// The node could not read a delivered message from the journal. If the store still has it, it is set aside, counted as
+    /// unreadable, and neither delivered again nor removed. Its consumer gets room for another.
     ///
     /// # Errors
     ///
@@ -159,7 +160,7 @@ impl Broker {
         let Some(line) = self.lines.get_mut(key) else { return };
         let held = line.forget(sequence);
         if held.is_some_and(|held| held.state == HeldState::Acknowledged) {
-            line.acks_pending -= 1;
+            line.acks_pending = line.acks_pending.saturating_sub(1);
         }
         if let Some(place) = self.places.get_mut(line.place) {
             place.counts.dequeued += 1;

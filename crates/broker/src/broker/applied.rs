@@ -44,7 +44,8 @@ impl Broker {
                 }
             }
             Applied::Subscribed { destination, info } => {
-                let subscription = SubscriptionKey { client_id: info.client_id, name: info.subscription_name };
+                let subscription =
+                    SubscriptionKey { client_id: info.client_id, name: info.subscription_name };
                 let place = self.stored_places.get(&destination).copied();
                 if let Some(line) = place.and_then(|place| self.line_of(place, &subscription)) {
                     self.schedule(line);
@@ -160,7 +161,8 @@ impl Broker {
         }
         let sweep = self.sweeps.first().map(|(at, _)| *at);
         // Congestion ends with a commit, which may bring nothing to apply.
-        let watch = (!self.blocked.is_empty() || !self.deferred.is_empty()).then_some(now + WATCH_INTERVAL_MS);
+        let watch =
+            (!self.blocked.is_empty() || !self.deferred.is_empty()).then_some(now + WATCH_INTERVAL_MS);
         Ok([sweep, watch].into_iter().flatten().min())
     }
 }

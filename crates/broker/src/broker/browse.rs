@@ -25,7 +25,8 @@ impl Broker {
             return Ok(());
         };
         browse.scanning = false;
-        let matched = request.entries.iter().zip(verdicts).filter(|(_, verdict)| **verdict == Verdict::Matches);
+        let matched =
+            request.entries.iter().zip(verdicts).filter(|(_, verdict)| **verdict == Verdict::Matches);
         browse.matched.extend(matched.map(|(entry, _)| *entry));
         self.browse(key, call)
     }
@@ -61,7 +62,12 @@ impl Broker {
         }
     }
 
-    fn browse_step(&mut self, key: ConsumerKey, line_key: LineKey, call: &mut Call<'_>) -> Result<(), StorageError> {
+    fn browse_step(
+        &mut self,
+        key: ConsumerKey,
+        line_key: LineKey,
+        call: &mut Call<'_>,
+    ) -> Result<(), StorageError> {
         let Some(consumer) = self.consumers.get_mut(key) else { return Ok(()) };
         let filter = consumer.filter.clone();
         let Some(browse) = consumer.browse.as_mut() else { return Ok(()) };

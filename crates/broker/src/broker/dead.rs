@@ -113,7 +113,12 @@ impl Broker {
         }
     }
 
-    fn bury(&mut self, request: &LoadRequest, message: Message, call: &mut Call<'_>) -> Result<(), StorageError> {
+    fn bury(
+        &mut self,
+        request: &LoadRequest,
+        message: Message,
+        call: &mut Call<'_>,
+    ) -> Result<(), StorageError> {
         let Some(line) = self.lines.get(request.line) else { return Ok(()) };
         let (place_key, subscription) = (line.place, line.subscription.clone());
         let dead_letter_queue = self.dead_letter_queue();
@@ -241,7 +246,9 @@ impl Broker {
                 Candidate::Stored(entry) => Position::of(&entry),
                 Candidate::Waiting(position) => position,
             };
-            if matches!(candidate, Candidate::Stored(_)) && self.loads_under_way >= self.options.limits.loads_max {
+            if matches!(candidate, Candidate::Stored(_))
+                && self.loads_under_way >= self.options.limits.loads_max
+            {
                 walk.end = Some(position);
                 next = call.now + SWEEP_AGAIN_MS;
                 break;

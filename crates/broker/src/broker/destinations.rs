@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kahawai_message::front::{Event, Refusal};
 use kahawai_message::storage::{Storage, StorageError, SubscriptionKey};
-use kahawai_message::{Destination, DestinationKind, Text};
+use kahawai_message::{Destination, DestinationKind, Millis, Text};
 
 use super::{Broker, Call, Durable, Filter, Stop};
 use crate::connection::Targets;
@@ -15,12 +15,12 @@ use crate::place::Place;
 use crate::slab::{ConnectionKey, LineKey, PlaceKey};
 
 impl Broker {
-    /// Learns what the store holds. To be called once, on a new broker, before anybody connects.
+    /// Learns what the store holds. To be called once, on a new broker, before anybody connects. Looks at no message.
     ///
     /// # Errors
     ///
     /// The store cannot be read.
-    pub fn recover(&mut self, storage: &mut dyn Storage) -> Result<(), StorageError> {
+    pub fn recover(&mut self, now: Millis, storage: &mut dyn Storage) -> Result<(), StorageError> {
         for (key, name, subscriptions) in storage.destinations() {
             let place_key = self.insert_place(Place::new(name, Some(key), None));
             for info in subscriptions {
@@ -49,7 +49,7 @@ impl Broker {
                         line.rewind();
                     }
                     // Which of them expire is not known; the sweep finds out, and stops if none do.
-                    self.plan_sweep(line, self.options.sweep_interval_ms);
+                    self.plan_sweep(line, now + self.options.sweep_interval_ms);
                 }
             }
         }
@@ -62,7 +62,8 @@ impl Broker {
     }
 
     fn insert_place(&mut self, mut place: Place) -> PlaceKey {
-        place.prioritised = self.options.prioritised.iter().any(|wanted| pattern::matches(wanted, &place.name));
+        place.prioritised =
+            self.options.prioritised.iter().any(|wanted| pattern::matches(wanted, &place.name));
         let (name, stored_at) = (place.name.clone(), place.stored_at);
         let is_queue = name.kind.is_queue();
         // A queue `Consumer.*.VirtualTopic.>` changes where a topic leads.
@@ -119,7 +120,11 @@ impl Broker {
     }
 
     /// A new queue or topic; those who subscribed to a pattern that matches it get it too.
-    pub(super) fn make_place(&mut self, name: &Destination, call: &mut Call<'_>) -> Result<PlaceKey, StorageError> {
+    pub(super) fn make_place(
+        &mut self,
+        name: &Destination,
+        call: &mut Call<'_>,
+    ) -> Result<PlaceKey, StorageError> {
         let stored_at = call.storage.destination(name);
         let place = self.insert_place(Place::new(name.clone(), Some(stored_at), None));
         self.attach_those_who_wait(place, call)?;
@@ -142,7 +147,11 @@ impl Broker {
     ///
     /// `STOMP`'s `/temp-queue/replies` becomes `<connection id>:replies`, so that equal names of two connections are two
     /// queues, and the name in a reply-to header means the same to everybody.
-    pub(super) fn physical(&mut self, by: ConnectionKey, named: &Destination) -> Result<Option<Destination>, Stop> {
+    pub(super) fn physical(
+        &mut self,
+        by: ConnectionKey,
+        named: &Destination,
+    ) -> Result<Option<Destination>, Stop> {
         if !named.kind.is_temporary() || named.name.contains(':') {
             return Ok(None);
         }
@@ -167,7 +176,12 @@ impl Broker {
     }
 
     #[cold]
-    fn find_route(&mut self, by: ConnectionKey, named: &Destination, call: &mut Call<'_>) -> Result<Targets, Stop> {
+    fn find_route(
+        &mut self,
+        by: ConnectionKey,
+        named: &Destination,
+        call: &mut Call<'_>,
+    ) -> Result<Targets, Stop> {
         let mut found = Vec::new();
         for item in pattern::items(named) {
             let item = self.physical(by, &item)?.unwrap_or(item);
@@ -223,10 +237,14 @@ impl Broker {
         let lines = place.queue.iter().chain(&place.durables);
         let used = !place.subscribers.is_empty()
             || place.owner.is_some()
-            || lines.filter_map(|line| self.lines.get(*line)).any(|line| line.members_of_all_kinds().next().is_some());
+            || lines
+                .filter_map(|line| self.lines.get(*line))
+                .any(|line| line.members_of_all_kinds().next().is_some());
         match place.stored_at {
             Some(stored_at) if !used => {
-                let end = storage.remove_destination(stored_at).map_err(|error| Refusal::from(Stop::from(error)))?;
+                let end = storage
+                    .remove_destination(stored_at)
+                    .map_err(|error| Refusal::from(Stop::from(error)))?;
                 Ok(Outcome::At(end))
             }
             _ => Err(Refusal::InUse(format!("'{name}' is in use"))),
@@ -252,7 +270,10 @@ impl Broker {
         }
         for orphan in orphans {
             let Some(consumer) = self.consumers.get(orphan) else { continue };
-            if !consumer.lines.is_empty() || !consumer.topics.is_empty() || self.waiting_for_names.contains(&orphan) {
+            if !consumer.lines.is_empty()
+                || !consumer.topics.is_empty()
+                || self.waiting_for_names.contains(&orphan)
+            {
                 continue;
             }
             let reason = Refusal::NotFound(format!("'{}' was removed", place.name));

@@ -78,13 +78,17 @@ impl Broker {
             && (line.subscription.is_none() || line.ready_at <= call.storage.committed())
     }
 
-    /// The consumer whose turn it is, of those with room: the highest priority first, in turns among equals.
-    pub(super) fn choose(line: &Line, consumers: &Slab<ConsumerKey, Box<Consumer>>) -> Option<(usize, ConsumerKey)> {
+    /// The consumer whose turn it is, of those with room: the highest priority first, in turns among equals. With it comes
+    /// the turn after this one.
+    pub(super) fn choose(
+        line: &Line,
+        consumers: &Slab<ConsumerKey, Box<Consumer>>,
+    ) -> Option<(usize, ConsumerKey)> {
         let has_room = |key: ConsumerKey| consumers.get(key).is_some_and(|consumer| consumer.has_room());
         let members = &line.members;
         if let Some(exclusive) = line.exclusive {
             let index = members.iter().position(|member| member.consumer == exclusive)?;
-            return has_room(exclusive).then_some((index, exclusive));
+            return has_room(exclusive).then_some((index + 1, exclusive));
         }
         let mut start = 0;
         while let Some(first) = members.get(start) {
@@ -92,8 +96,7 @@ impl Broker {
                 Some(last) if last.priority == first.priority => members.len() - start,
                 _ => members[start..].iter().take_while(|member| member.priority == first.priority).count(),
             };
-            // Whose turn it was last is somewhere among the equals, or not one of them.
-            let offset = line.turn.checked_sub(start).filter(|turn| *turn < equals).map_or(0, |turn| turn + 1);
+            let offset = line.turn.checked_sub(start).filter(|turn| *turn < equals).unwrap_or(0);
             for step in 0..equals {
                 let mut index = offset + step;
                 if index >= equals {
@@ -101,7 +104,7 @@ impl Broker {
                 }
                 let consumer = members[start + index].consumer;
                 if has_room(consumer) {
-                    return Some((start + index, consumer));
+                    return Some((start + index + 1, consumer));
                 }
             }
             start += equals;
@@ -152,7 +155,8 @@ impl Broker {
             && consumer.has_room()
         {
             let after = consumer.turn.map_or(Bound::Unbounded, Bound::Excluded);
-            let next = consumer.starved.range((after, Bound::Unbounded)).next().or_else(|| consumer.starved.first());
+            let next =
+                consumer.starved.range((after, Bound::Unbounded)).next().or_else(|| consumer.starved.first());
             let Some(&line) = next else { break };
             if self.steps_left == 0 {
                 if !std::mem::replace(&mut consumer.backlog_scheduled, true) {

@@ -8,13 +8,22 @@ use kahawai_message::storage::{Entry, StorageError, Tier};
 use super::{Broker, Call};
 use crate::consumer::Filter;
 use crate::effect::{Effect, ScanRequest, ScanResult, Scanner, Verdict};
-use crate::line::{Body, Cursor, Held, HeldState, Position, Selecting, Slot};
+use crate::line::{Body, Candidate, Cursor, Held, HeldState, Position, Selecting, Slot};
 use crate::slab::LineKey;
 
 use super::dispatch::is_body_expired;
 
 use kahawai_message::Millis;
 use kahawai_message::storage::Storage;
+
+/// How far a look at what waits has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Looked {
+    AtAll,
+    /// The rest is for another call; what is in the store comes after it.
+    AtSome,
+    NoRoom,
+}
 
 impl Broker {
     /// The answer to [`Effect::Scan`].
@@ -55,7 +64,9 @@ impl Broker {
             match verdict {
                 Verdict::Matches if online => line.selecting[index].matched.push_back(*entry),
                 Verdict::Differs(id) => {
-                    let (Some(subscription), Some(topic)) = (&line.subscription, line.stored_at) else { continue };
+                    let (Some(subscription), Some(topic)) = (&line.subscription, line.stored_at) else {
+                        continue;
+                    };
                     let slot = Slot::stored(entry.sequence);
                     if line.held.contains_key(&slot) {
                         continue;
@@ -72,7 +83,11 @@ impl Broker {
         self.advance_selecting(request.line, index, call)
     }
 
-    pub(super) fn advance_all_selecting(&mut self, key: LineKey, call: &mut Call<'_>) -> Result<(), StorageError> {
+    pub(super) fn advance_all_selecting(
+        &mut self,
+        key: LineKey,
+        call: &mut Call<'_>,
+    ) -> Result<(), StorageError> {
         let mut index = 0;
         while self.lines.get(key).is_some_and(|line| index < line.selecting.len()) {
             self.advance_selecting(key, index, call)?;
@@ -128,66 +143,58 @@ impl Broker {
             return Ok(());
         }
         let mut entries = Vec::new();
-        if !self.select_waiting(key, index, &mut entries, call) {
+        let looked = self.select_waiting(key, index, &mut entries, call);
+        if looked == Looked::NoRoom {
             return Ok(());
         }
-        let filter = self.consumers.get(member.consumer).map(|consumer| consumer.filter.clone()).unwrap_or_default();
-        self.scan_on(key, index, entries, filter, call)
+        let filter =
+            self.consumers.get(member.consumer).map(|consumer| consumer.filter.clone()).unwrap_or_default();
+        self.scan_on(key, index, entries, looked == Looked::AtAll, filter, call)
     }
 
-    /// Looks at what came back or is in memory. `false` when the consumer has no room for more.
+    /// Looks at what came back or is in memory.
     fn select_waiting(
         &mut self,
         key: LineKey,
         index: usize,
         entries: &mut Vec<Entry>,
         call: &mut Call<'_>,
-    ) -> bool {
+    ) -> Looked {
         let mut looked_at = 0;
         loop {
-            let Some(line) = self.lines.get_mut(key) else { return false };
-            let seen = line.selecting[index].arrivals_seen;
-            let Some((&arrival, &position)) = line.arrivals.range(seen + 1..).next() else { return true };
+            let Some(line) = self.lines.get_mut(key) else { return Looked::NoRoom };
+            let Some(position) = line.next_to_select(index) else { return Looked::AtAll };
             if looked_at >= self.options.limits.scan_entries_max || self.steps_left == 0 {
                 self.schedule(key);
-                return true;
+                return Looked::AtSome;
             }
             looked_at += 1;
-            let Some(waiting) = line.waiting.get(&position) else { return true };
-            match waiting.body {
-                Body::Stored(entry) => {
+            self.steps_left -= 1;
+            let body = line.waiting.get(&position).map(|waiting| waiting.body);
+            let Some(Body::Memory(message)) = body else {
+                if let Some(Body::Stored(entry)) = body {
                     entries.push(entry);
-                    line.selecting[index].arrivals_seen = arrival;
                 }
-                Body::Memory(message) => {
-                    let Some(member) = line.selecting[index].member else { return true };
-                    let Some(consumer) = self.consumers.get(member.consumer) else { return true };
-                    if !consumer.has_room() {
-                        if member.several
-                            && let Some(consumer) = self.consumers.get_mut(member.consumer)
-                        {
-                            consumer.starved.insert(key);
-                        }
-                        // What was gathered so far is looked at again then.
-                        if let Some(first) = entries.iter().filter_map(|entry| {
-                            line.waiting.get(&Position::of(entry)).map(|waiting| waiting.arrival)
-                        }).min() {
-                            line.selecting[index].arrivals_seen = first - 1;
-                        }
-                        return false;
-                    }
-                    let takes = self.memory.get(message).is_some_and(|content| consumer.filter.takes(content));
-                    line.selecting[index].arrivals_seen = arrival;
-                    if takes {
-                        self.steps_left = self.steps_left.saturating_sub(1);
-                        let Some(taken) = line.take(crate::line::Candidate::Waiting(position)) else { continue };
-                        if is_body_expired(&taken.body, &self.memory, call.now) {
-                            self.expire_taken(key, taken, call);
-                        } else {
-                            self.deliver(key, member.consumer, &taken, call);
-                        }
-                    }
+                line.selected(index, position);
+                continue;
+            };
+            let Some(member) = line.selecting[index].member else { return Looked::AtAll };
+            let Some(consumer) = self.consumers.get_mut(member.consumer) else { return Looked::AtAll };
+            if !consumer.has_room() {
+                if member.several {
+                    consumer.starved.insert(key);
                 }
+                return if entries.is_empty() { Looked::NoRoom } else { Looked::AtSome };
+            }
+            line.selected(index, position);
+            if !self.memory.get(message).is_some_and(|content| consumer.filter.takes(content)) {
+                continue;
+            }
+            let Some(taken) = line.take(Candidate::Waiting(position)) else { continue };
+            if is_body_expired(&taken.body, &self.memory, call.now) {
+                self.expire_taken(key, taken, call);
+            } else {
+                self.deliver(key, member.consumer, &taken, call);
             }
         }
     }
@@ -200,22 +207,25 @@ impl Broker {
         }
         let durable = line.subscription.as_ref().and_then(|key| self.durables.get(key));
         let Some(filter) = durable.map(|durable| durable.offline_filter.clone()) else { return Ok(()) };
-        self.scan_on(key, index, Vec::new(), filter, call)
+        self.scan_on(key, index, Vec::new(), true, filter, call)
     }
 
-    /// Fills the batch from the store and has it compared.
+    /// Fills the batch from the store, if everything else was looked at, and has it compared.
     fn scan_on(
         &mut self,
         key: LineKey,
         index: usize,
         mut entries: Vec<Entry>,
+        from_store: bool,
         filter: Filter,
         call: &mut Call<'_>,
     ) -> Result<(), StorageError> {
         let Some(line) = self.lines.get_mut(key) else { return Ok(()) };
         let Some(destination) = line.stored_at else { return Ok(()) };
         let mut cursors = line.selecting[index].cursors;
-        gather(line, &mut cursors, self.options.limits.scan_entries_max, &mut entries, call)?;
+        if from_store {
+            gather(line, &mut cursors, self.options.limits.scan_entries_max, &mut entries, call)?;
+        }
         let selecting = &mut line.selecting[index];
         selecting.cursors = cursors;
         if entries.is_empty() {
@@ -225,7 +235,14 @@ impl Broker {
         selecting.scanning = true;
         let Filter { selector, no_local } = filter;
         let scanner = Scanner::Selecting(selecting.number);
-        call.fx.push(Effect::Scan(ScanRequest { destination, entries, selector, no_local, line: key, scanner }));
+        call.fx.push(Effect::Scan(ScanRequest {
+            destination,
+            entries,
+            selector,
+            no_local,
+            line: key,
+            scanner,
+        }));
         Ok(())
     }
 
@@ -242,6 +259,7 @@ impl Broker {
             member: None,
             // What is there already was looked at before, or is looked at when somebody comes.
             cursors: [Cursor::default(); 3],
+            walk: None,
             arrivals_seen: 0,
             scanning: false,
             matched: std::collections::VecDeque::new(),

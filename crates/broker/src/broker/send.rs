@@ -34,7 +34,12 @@ impl Broker {
     }
 
     /// What the broker writes into every message.
-    pub(super) fn prepare(&mut self, by: ConnectionKey, message: &mut Message, now: Millis) -> Result<(), Stop> {
+    pub(super) fn prepare(
+        &mut self,
+        by: ConnectionKey,
+        message: &mut Message,
+        now: Millis,
+    ) -> Result<(), Stop> {
         message.broker_in_time_ms = now;
         message.arrival_ms = now;
         message.priority = message.priority.min(9);
@@ -62,8 +67,9 @@ impl Broker {
         let Some(place) = self.places.get(place_key) else {
             return Err(Refusal::NotFound(format!("'{}' was removed", message.destination)).into());
         };
-        let nobody = place.queue.is_none() && place.durables.is_empty() && place.subscribers.is_empty();
-        let (stored_at, prioritised, heard) = (place.stored_at, place.prioritised, !place.subscribers.is_empty());
+        let nobody = place.is_deserted();
+        let (stored_at, prioritised, heard) =
+            (place.stored_at, place.prioritised, !place.subscribers.is_empty());
         let stored_at = if place.stores() && message.persistent { stored_at } else { None };
         if (stored_at.is_none() || heard) && !nobody && self.memory.is_full() {
             return Ok(blocked(message, BlockReason::Memory));
@@ -127,6 +133,7 @@ impl Broker {
                         in_memory.push((key, true));
                     }
                 }
+                _ if place.is_deserted() => {}
                 _ => in_memory.push((key, false)),
             }
         }
@@ -230,7 +237,8 @@ impl Broker {
         message: MemoryKey,
         call: &mut Call<'_>,
     ) -> Result<(), StorageError> {
-        let Some((priority, expiration)) = self.memory.get(message).map(|m| (m.priority, m.expiration_ms)) else {
+        let Some((priority, expiration)) = self.memory.get(message).map(|m| (m.priority, m.expiration_ms))
+        else {
             return Ok(());
         };
         let Some(line) = self.lines.get_mut(line_key) else {
@@ -307,7 +315,9 @@ impl Broker {
     fn keeps_for_durable(&mut self, topic: PlaceKey, line: LineKey, message: MemoryKey) -> bool {
         let Some(content) = self.memory.get(message) else { return false };
         let Some(line) = self.lines.get(line) else { return false };
-        let Some(durable) = line.subscription.as_ref().and_then(|key| self.durables.get(key)) else { return false };
+        let Some(durable) = line.subscription.as_ref().and_then(|key| self.durables.get(key)) else {
+            return false;
+        };
         let online = durable.consumer.and_then(|consumer| self.consumers.get(consumer));
         let filter = online.map_or(&durable.offline_filter, |consumer| &consumer.filter);
         if !filter.takes(content) {

@@ -164,7 +164,8 @@ impl Broker {
 
 fn line_status(line: &Line, storage: &dyn Storage) -> LineStatus {
     let held = |states: &[HeldState]| line.held.values().filter(|held| states.contains(&held.state)).count();
-    let waiting = line.waiting.values().filter(|waiting| matches!(waiting.body, crate::line::Body::Memory(_)));
+    let waiting =
+        line.waiting.values().filter(|waiting| matches!(waiting.body, crate::line::Body::Memory(_)));
     LineStatus {
         subscription: line.subscription.as_deref().cloned(),
         stored: match (line.stored_at, line.subscription.as_deref()) {

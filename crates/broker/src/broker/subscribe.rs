@@ -36,7 +36,8 @@ impl Broker {
         if connection.consumers.len() >= limits.consumers_per_connection_max {
             return Err(Refusal::Limit("too many consumers on this connection".into()).into());
         }
-        let (client_id, connection_id) = (connection.info.client_id.clone(), connection.info.connection_id.clone());
+        let (client_id, connection_id) =
+            (connection.info.client_id.clone(), connection.info.connection_id.clone());
         let wanted = self.wanted(by, &subscribe.destination)?;
         let selector = parse_selector(subscribe.selector.as_ref())?;
         let only_topics = wanted.iter().all(|wanted| wanted.kind == DestinationKind::Topic);
@@ -59,10 +60,7 @@ impl Broker {
             connection: by,
             number: subscribe.consumer,
             several: wanted.len() > 1 || wanted.iter().any(pattern::is_wildcard),
-            filter: Filter {
-                selector,
-                no_local: subscribe.no_local.then(|| connection_id.clone()),
-            },
+            filter: Filter { selector, no_local: subscribe.no_local.then(|| connection_id.clone()) },
             priority: subscribe.priority,
             exclusive: subscribe.exclusive,
             prefetch: subscribe.prefetch.clamp(1, limits.prefetch_max.max(1)),
@@ -227,9 +225,10 @@ impl Broker {
         }
         let mut end = None;
         if !known {
+            // Found before anything is ended: a refusal leaves the old one as it was.
+            let places = self.wanted_places(consumer.connection, &consumer.wanted, call)?;
             // Another selector is another subscription: what was kept for the old one is gone, as in ActiveMQ.
             end = self.end_durable(&key, call)?;
-            let places = self.wanted_places(consumer.connection, &consumer.wanted, call)?;
             let durable = Durable {
                 key: Arc::clone(&key),
                 wanted: consumer.wanted.clone(),
@@ -270,7 +269,9 @@ impl Broker {
         call: &mut Call<'_>,
     ) -> Result<Option<Lsn>, StorageError> {
         let Some(place) = self.places.get(topic) else { return Ok(None) };
-        let (Some(stored_at), Some(durable)) = (place.stored_at, self.durables.get(key)) else { return Ok(None) };
+        let (Some(stored_at), Some(durable)) = (place.stored_at, self.durables.get(key)) else {
+            return Ok(None);
+        };
         if durable.lines.iter().any(|line| self.lines.get(*line).is_some_and(|line| line.place == topic)) {
             return Ok(None);
         }
@@ -299,10 +300,15 @@ impl Broker {
     }
 
     /// A new destination: consumers and durable subscriptions whose pattern it matches get it.
-    pub(super) fn attach_those_who_wait(&mut self, key: PlaceKey, call: &mut Call<'_>) -> Result<(), StorageError> {
+    pub(super) fn attach_those_who_wait(
+        &mut self,
+        key: PlaceKey,
+        call: &mut Call<'_>,
+    ) -> Result<(), StorageError> {
         let Some(name) = self.places.get(key).map(|place| place.name.clone()) else { return Ok(()) };
         let wants = |wanted: &[Destination]| wanted.iter().any(|wanted| pattern::matches(wanted, &name));
-        let ordinary = self.waiting_for_names.iter().filter_map(|key| Some((*key, self.consumers.get(*key)?)));
+        let ordinary =
+            self.waiting_for_names.iter().filter_map(|key| Some((*key, self.consumers.get(*key)?)));
         let ordinary: Vec<_> = ordinary
             .filter(|(_, consumer)| matches!(consumer.role, Role::Ordinary) && wants(&consumer.wanted))
             .map(|(key, _)| key)

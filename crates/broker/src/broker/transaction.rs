@@ -37,7 +37,12 @@ impl Broker {
     }
 
     /// Counts what a transaction holds, and refuses what would be too much.
-    fn grow(&mut self, by: ConnectionKey, number: TransactionNumber, bytes: u64) -> Result<&mut Transaction, Stop> {
+    fn grow(
+        &mut self,
+        by: ConnectionKey,
+        number: TransactionNumber,
+        bytes: u64,
+    ) -> Result<&mut Transaction, Stop> {
         let limits = &self.options.limits;
         let (bytes_max, all_bytes_max) = (limits.transaction_bytes_max, limits.transactions_bytes_max);
         let all = self.transactions_bytes + bytes;
@@ -132,10 +137,21 @@ impl Broker {
         {
             held.state = HeldState::InTransaction;
         }
-        Some(TransactedAck { consumer: key, tag: ack.tag, from, id: ack.id, kind: ack.kind, by: consumer.by.clone() })
+        Some(TransactedAck {
+            consumer: key,
+            tag: ack.tag,
+            from,
+            id: ack.id,
+            kind: ack.kind,
+            by: consumer.by.clone(),
+        })
     }
 
-    pub(super) fn roll_back(&mut self, by: ConnectionKey, number: TransactionNumber) -> Result<Outcome, Stop> {
+    pub(super) fn roll_back(
+        &mut self,
+        by: ConnectionKey,
+        number: TransactionNumber,
+    ) -> Result<Outcome, Stop> {
         let transaction = self.connection(by)?.transactions.remove(&number);
         let transaction = transaction.ok_or_else(|| Self::no_such_transaction(number))?;
         self.undo(transaction);
@@ -191,7 +207,8 @@ impl Broker {
         let mut producers = Vec::new();
         let mut operations = Vec::new();
         let mut deferred = Vec::new();
-        let gathered = self.gather_sends(by, &id, sends, &mut producers, &mut operations, &mut deferred, call);
+        let gathered =
+            self.gather_sends(by, &id, sends, &mut producers, &mut operations, &mut deferred, call);
         if let Err(stop) = gathered {
             self.forget_deferred(deferred);
             self.undo(transaction);
@@ -285,7 +302,12 @@ impl Broker {
         Ok(())
     }
 
-    fn gather_acks(&self, transaction: &Transaction, operations: &mut Vec<Operation>, deferred: &mut Vec<Deferred>) {
+    fn gather_acks(
+        &self,
+        transaction: &Transaction,
+        operations: &mut Vec<Operation>,
+        deferred: &mut Vec<Deferred>,
+    ) {
         for ack in &transaction.acks {
             let (line, slot) = match ack.from {
                 Origin::Line(line, slot) => (line, slot),
@@ -311,7 +333,14 @@ impl Broker {
                         None => Operation::Remove { destination, sequence, id, by },
                         Some(key) => {
                             let subscription = (**key).clone();
-                            Operation::Acknowledge { destination, subscription, sequence, id, unmatched: false, by }
+                            Operation::Acknowledge {
+                                destination,
+                                subscription,
+                                sequence,
+                                id,
+                                unmatched: false,
+                                by,
+                            }
                         }
                     });
                 }
@@ -353,4 +382,3 @@ impl Broker {
         }
     }
 }
-

@@ -69,7 +69,10 @@ fn an_exclusive_consumer_gets_everything_until_it_leaves() {
     world.connect("other");
     world.subscribe("other", subscribe_with_prefetch(10));
     world.connect("sole");
-    world.subscribe("sole", kahawai_message::front::Subscribe { exclusive: true, ..subscribe_with_prefetch(2) });
+    world.subscribe(
+        "sole",
+        kahawai_message::front::Subscribe { exclusive: true, ..subscribe_with_prefetch(2) },
+    );
     for n in 0..4 {
         world.send("p", "Q", &n.to_string());
     }
@@ -164,10 +167,8 @@ fn a_deep_queue_is_delivered_in_order_over_many_calls() {
 
 #[test]
 fn priorities_count_only_where_they_are_asked_for() {
-    let mut world = World::new(Options {
-        prioritised: vec![Destination::queue("PRIO.>")],
-        ..Options::default()
-    });
+    let mut world =
+        World::new(Options { prioritised: vec![Destination::queue("PRIO.>")], ..Options::default() });
     world.connect("p");
     for (queue, expected) in [("PRIO.A", ["9", "7", "4", "1", "0"]), ("PLAIN", ["4", "1", "9", "0", "7"])] {
         for priority in [4, 1, 9, 0, 7] {

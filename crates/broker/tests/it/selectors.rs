@@ -9,7 +9,11 @@ fn typed(text: &str, jms_type: &str) -> Message {
 }
 
 fn selecting(consumer: u32, jms_type: &str, prefetch: u32) -> Subscribe {
-    Subscribe { selector: Some(format!("JMSType = '{jms_type}'").into()), prefetch, ..subscribe(consumer, "Q") }
+    Subscribe {
+        selector: Some(format!("JMSType = '{jms_type}'").into()),
+        prefetch,
+        ..subscribe(consumer, "Q")
+    }
 }
 
 #[test]

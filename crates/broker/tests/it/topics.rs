@@ -11,7 +11,10 @@ fn durable(name: &str) -> Subscribe {
 fn subscribers_each_get_what_is_sent_while_they_are_there() {
     let mut world = World::default();
     world.connect("p");
-    assert!(matches!(world.send("p", "topic://T", "early"), Outcome::Done), "nobody is there, nothing is stored");
+    assert!(
+        matches!(world.send("p", "topic://T", "early"), Outcome::Done),
+        "nobody is there, nothing is stored"
+    );
     for name in ["a", "b"] {
         world.connect(name);
         world.subscribe(name, subscribe(1, "topic://T"));
@@ -76,10 +79,7 @@ fn a_durable_subscription_is_used_by_one_at_a_time_and_ended_by_nobody_meanwhile
     world.try_connect("a", Some("id")).unwrap();
     world.subscribe("a", durable("s"));
     let again = Subscribe { consumer: kahawai_message::front::ConsumerNumber(2), ..durable("s") };
-    assert!(matches!(
-        world.request("a", Request::Subscribe(Box::new(again))),
-        Err(Refusal::InUse(_))
-    ));
+    assert!(matches!(world.request("a", Request::Subscribe(Box::new(again))), Err(Refusal::InUse(_))));
     let end = Request::RemoveSubscription { name: "s".into() };
     assert!(matches!(world.request("a", end.clone()), Err(Refusal::InUse(_))));
     world.unsubscribe("a", 1);

@@ -97,7 +97,7 @@ impl World {
     pub fn restart(&mut self) {
         self.storage.crash();
         self.broker = Broker::new(self.options.clone());
-        self.broker.recover(&mut self.storage).unwrap();
+        self.broker.recover(self.now, &mut self.storage).unwrap();
         self.clients.clear();
         self.inbox.clear();
         self.loads.clear();
@@ -110,8 +110,7 @@ impl World {
             connection_id: name.into(),
             ..ConnectionInfo::default()
         };
-        let mut fx = Vec::new();
-        let key = self.broker.connect(self.now, info, &mut fx)?;
+        let key = self.broker.connect(info)?;
         self.clients.insert(name, key);
         Ok(())
     }
@@ -143,7 +142,12 @@ impl World {
         self.send_message(name, Message { persistent: false, ..message(destination, text) }, None)
     }
 
-    pub fn send_message(&mut self, name: &'static str, mut message: Message, transaction: Option<u32>) -> Outcome {
+    pub fn send_message(
+        &mut self,
+        name: &'static str,
+        mut message: Message,
+        transaction: Option<u32>,
+    ) -> Outcome {
         let sequence = self.sequences.entry(name).or_default();
         *sequence += 1;
         if message.id == MessageId::default() {
@@ -237,8 +241,11 @@ impl World {
         while let Some(request) = self.scans.pop_front() {
             let read = |sequence| self.storage.read(request.destination, sequence);
             let verdict = |message| request.judge(message);
-            let verdicts =
-                request.entries.iter().map(|e| read(e.sequence).map_or(Verdict::Unreadable, verdict)).collect();
+            let verdicts = request
+                .entries
+                .iter()
+                .map(|e| read(e.sequence).map_or(Verdict::Unreadable, verdict))
+                .collect();
             let mut fx = Vec::new();
             let result = ScanResult { request, verdicts };
             self.broker.scanned(self.now, result, &mut self.storage, &mut fx).unwrap();
@@ -277,12 +284,6 @@ impl World {
     /// What has come since the last look, oldest first.
     pub fn take(&mut self) -> Vec<Got> {
         std::mem::take(&mut self.inbox)
-    }
-
-    pub fn take_of(&mut self, name: &'static str) -> Vec<Got> {
-        let (taken, rest) = std::mem::take(&mut self.inbox).into_iter().partition(|got| got.client == name);
-        self.inbox = rest;
-        taken
     }
 
     /// The texts that have come since the last look.
