@@ -93,6 +93,7 @@ pub struct Ack {
 
 /// What a client wants.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant)] // most requests are sends: boxing them would allocate once per message
 pub enum Request {
     /// First of all.
     Connect(Box<ConnectionInfo>),

@@ -111,6 +111,7 @@ impl std::fmt::Display for SubscriptionKey {
 
 /// One step of a transaction.
 #[derive(Clone, PartialEq, Debug)]
+#[expect(clippy::large_enum_variant)] // as for requests: mostly messages
 pub enum Operation {
     /// A message sent.
     Add {

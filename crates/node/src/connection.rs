@@ -12,7 +12,7 @@ use bytes::{Buf, BytesMut};
 use kahawai_broker::{ConnectionKey, Outcome};
 use kahawai_journal::WindowReader;
 use kahawai_message::front::{Ack, Delivery, Refusal, Request, Source, Token};
-use kahawai_message::storage::StorageError;
+use kahawai_message::storage::{Storage, StorageError};
 use kahawai_stomp::{After, Closed, Connection, ConnectionOptions, Progress};
 use kahawai_types::{Lsn, Millis};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -36,6 +36,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// A request that waits for room, or an answer that must not pass it.
 enum Held {
     Request(Request, Option<Token>),
+    /// A browser looks once everything sent before it can be seen.
+    Behind(Lsn, Request, Option<Token>),
     Answer(Lsn, Token),
 }
 
@@ -100,17 +102,10 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: String, o
     task.leave();
 }
 
-enum Ready {
-    Read,
-    Wrote,
-    Woken,
-    Time,
-}
-
 impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     async fn run(&mut self) -> io::Result<()> {
         let mut timer = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
-        let mut deadline = self.tick(&mut timer);
+        let mut deadline = None;
         loop {
             if self.outbox.is_closing() {
                 // The node stops or has failed: no answer is an answer that a failover client understands.
@@ -121,6 +116,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             if !self.closing {
                 self.retry_held();
                 self.process();
+                // What it waits for may have happened since.
+                self.retry_held();
             }
             self.deliver();
             if self.closing && self.out.is_empty() {
@@ -129,10 +126,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             if self.end_of_input && !self.closing && !(self.unread && !self.stalled) {
                 return Ok(());
             }
-            let ready = poll_fn(|cx| self.poll(cx, timer.as_mut())).await?;
-            if matches!(ready, Ready::Time) || deadline.is_none() {
-                deadline = self.tick(&mut timer);
+            if !self.closing {
+                self.tick(&mut timer, &mut deadline);
             }
+            poll_fn(|cx| self.poll(cx, timer.as_mut())).await?;
         }
     }
 
@@ -144,7 +141,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         !self.end_of_input && !self.closing && self.may_process() && !self.unread
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut tokio::time::Sleep>) -> Poll<io::Result<Ready>> {
+    fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut tokio::time::Sleep>) -> Poll<io::Result<()>> {
         let mut wrote = false;
         while !self.out.is_empty() {
             match Pin::new(&mut self.stream).poll_write(cx, &self.out) {
@@ -179,36 +176,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                 Poll::Pending => {}
             }
             if any {
-                return Poll::Ready(Ok(Ready::Read));
+                return Poll::Ready(Ok(()));
             }
         }
         if self.outbox.signal.poll(cx).is_ready() {
-            return Poll::Ready(Ok(Ready::Woken));
+            return Poll::Ready(Ok(()));
         }
         if timer.poll(cx).is_ready() {
-            return Poll::Ready(Ok(Ready::Time));
+            return Poll::Ready(Ok(()));
         }
         // Room was made: there may be deliveries or input that waited for it.
         if wrote && self.out.len() < OUT_BYTES_MAX && (!self.deliveries.is_empty() || self.unread || self.closing) {
-            return Poll::Ready(Ok(Ready::Wrote));
+            return Poll::Ready(Ok(()));
         }
         Poll::Pending
     }
 
-    /// Heart-beats and time-outs. Returns when to look next.
-    fn tick(&mut self, timer: &mut Pin<Box<tokio::time::Sleep>>) -> Option<Millis> {
+    /// Heart-beats and time-outs, and when to look next. The timer is only touched if it has to ring earlier, or has rung.
+    fn tick(&mut self, timer: &mut Pin<Box<tokio::time::Sleep>>, deadline: &mut Option<Millis>) {
         let now = self.shared.now();
         match self.machine.tick(now, &mut self.out) {
             Ok(next) => {
-                let wait = next.map_or(3_600_000, |next| (next - now).max(1));
-                let wait = Duration::from_millis(u64::try_from(wait).unwrap_or(1));
-                timer.as_mut().reset(tokio::time::Instant::now() + wait);
-                next
+                if deadline.is_some_and(|set| set <= now) || timer.is_elapsed() {
+                    *deadline = None;
+                }
+                if let Some(next) = next
+                    && deadline.is_none_or(|set| next < set)
+                {
+                    let wait = Duration::from_millis(u64::try_from((next - now).max(1)).unwrap_or(1));
+                    timer.as_mut().reset(tokio::time::Instant::now() + wait);
+                    *deadline = Some(next);
+                }
             }
-            Err(closed) => {
-                self.end(&closed);
-                None
-            }
+            Err(closed) => self.end(&closed),
         }
     }
 
@@ -244,7 +244,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             if self.registered.is_some_and(|lsn| lsn <= position) {
                 self.registered = None;
             }
-            let Some(&(lsn, _)) = self.answers.front() else { return };
+            let behind = match self.held.front() {
+                Some(Held::Behind(lsn, ..)) if *lsn > position => Some(*lsn),
+                _ => None,
+            };
+            let answer = self.answers.front().map(|&(lsn, _)| lsn);
+            let Some(lsn) = answer.into_iter().chain(behind).min() else { return };
             if self.registered.is_some() {
                 return;
             }
@@ -292,6 +297,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                     self.held.push_back(Held::Request(request, token));
                     continue;
                 }
+                if let Request::Subscribe(subscribe) = &request
+                    && subscribe.browser
+                    && core.store.applied() < core.store.appended_end()
+                {
+                    self.held.push_back(Held::Behind(core.store.appended_end(), request, token));
+                    continue;
+                }
                 match self.request(core, now, request) {
                     Ok(Outcome::Done) => self.owe(core.answer_at(), token),
                     Ok(Outcome::At(lsn)) => self.owe(lsn, token),
@@ -330,7 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     fn request(&mut self, core: &mut Core, now: Millis, request: Request) -> Result<Outcome, Refusal> {
         match (request, self.connection) {
             (Request::Connect(info), None) => {
-                let connection = core.broker.connect(now, *info, &mut core.effects)?;
+                let connection = core.broker.connect(*info)?;
                 core.register(connection, Arc::clone(&self.outbox));
                 self.connection = Some(connection);
                 Ok(Outcome::Done)
@@ -348,7 +360,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
 
     /// Offers blocked requests again, in order, once there may be room.
     fn retry_held(&mut self) {
-        if self.held.is_empty() || !self.outbox.take_unblocked() {
+        let position = self.shared.commit.position();
+        let ready = match self.held.front() {
+            None => return,
+            Some(Held::Behind(lsn, ..)) => *lsn <= position,
+            Some(_) => self.outbox.take_unblocked(),
+        };
+        if !ready {
             return;
         }
         let now = self.shared.now();
@@ -359,6 +377,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             while let Some(first) = held.pop_front() {
                 match first {
                     Held::Answer(lsn, token) => self.owe(lsn, Some(token)),
+                    Held::Behind(lsn, ..) if lsn > position => {
+                        held.push_front(first);
+                        break;
+                    }
+                    Held::Behind(_, request, token) => {
+                        while core.apply(now, position, usize::MAX).unwrap_or(false) {}
+                        match self.request(core, now, request) {
+                            Ok(_) => self.owe(core.answer_at(), token),
+                            Err(refusal) => refused.push((token, refusal)),
+                        }
+                    }
                     Held::Request(request, token) => match self.request(core, now, request) {
                         Ok(Outcome::Done) => self.owe(core.answer_at(), token),
                         Ok(Outcome::At(lsn)) => self.owe(lsn, token),
@@ -401,6 +430,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                 }
                 Err(reason) => {
                     error!(location = %entry.location, %reason, "a stored message is unreadable and is not delivered");
+                    let Some(connection) = self.connection else { return };
+                    let (now, consumer, tag) = (self.shared.now(), delivery.consumer, delivery.tag);
+                    self.shared.with(|core| {
+                        let Core { broker, store, effects, .. } = core;
+                        let result = broker.delivery_unreadable(now, connection, consumer, tag, store, effects);
+                        core.check(result);
+                    });
                 }
             },
         }

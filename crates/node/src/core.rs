@@ -9,7 +9,7 @@ use kahawai_env::{Clock, Files};
 use kahawai_journal::JournalReader;
 use kahawai_message::storage::{Applied, StorageError};
 use kahawai_store::Store;
-use kahawai_types::Millis;
+use kahawai_types::{Lsn, Millis};
 
 use crate::confirm::Commit;
 use crate::outbox::{Item, Outbox};
@@ -50,6 +50,18 @@ impl Core {
                 None
             }
         }
+    }
+
+    /// Brings the index towards the commit position and lets the broker dispatch; `true` = there is more.
+    pub fn apply(&mut self, now: Millis, commit: Lsn, operations_max: usize) -> Result<bool, StorageError> {
+        let mut applied = std::mem::take(&mut self.applied);
+        let more = self.store.apply(commit, operations_max, &mut applied);
+        for one in applied.drain(..) {
+            let result = self.broker.applied(now, one, &mut self.store, &mut self.effects);
+            self.check(result);
+        }
+        self.applied = applied;
+        more
     }
 
     /// A connection's mailbox, from its CONNECT to its end.

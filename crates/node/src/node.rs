@@ -183,7 +183,7 @@ impl Node {
         let opened = kahawai_store::open(&files, entropy, &options.store)?;
         let mut store = opened.store;
         let mut broker = Broker::new(options.broker.clone());
-        broker.recover(&mut store).map_err(|e| NodeError::Recover(e.to_string()))?;
+        broker.recover(start_ms, &mut store).map_err(|e| NodeError::Recover(e.to_string()))?;
         let (shared, errands) = Shared::new(broker, store, Arc::clone(&files), clock);
         let threads = vec![
             threads::journal(&shared, opened.writer).map_err(NodeError::Thread)?,

@@ -79,13 +79,7 @@ pub fn applier(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
             let commit = shared.commit.position();
             let now = shared.now();
             let result = shared.with(|core| {
-                let mut applied = std::mem::take(&mut core.applied);
-                let more = core.store.apply(commit, APPLY_MAX, &mut applied);
-                for one in applied.drain(..) {
-                    let result = core.broker.applied(now, one, &mut core.store, &mut core.effects);
-                    core.check(result);
-                }
-                core.applied = applied;
+                let more = core.apply(now, commit, APPLY_MAX);
                 if now >= next_tick {
                     let wanted = core.broker.tick(now, &mut core.store, &mut core.effects);
                     let wanted = core.check(wanted).flatten();
