@@ -32,7 +32,8 @@ impl MemoryMessages {
     }
 
     /// Keeps a message, with one reference that belongs to the caller.
-    pub fn insert(&mut self, message: Message) -> MemoryKey {
+    pub fn insert(&mut self, mut message: Message) -> MemoryKey {
+        message.detach();
         let bytes = footprint(&message);
         self.bytes += bytes;
         self.kept.insert(Kept { message: Arc::new(message), bytes, references: 1 })

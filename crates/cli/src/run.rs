@@ -78,7 +78,9 @@ pub fn run(args: RunArgs) -> ExitCode {
         ("--admin", &args.admin),
     ] {
         if value != "off" {
-            return unusable(&format!("{flag} {value}: this connector is not built yet; leave the flag out or say `off`"));
+            return unusable(&format!(
+                "{flag} {value}: this connector is not built yet; leave the flag out or say `off`"
+            ));
         }
     }
     let mut options = NodeOptions::new(&args.data);
@@ -110,8 +112,10 @@ pub fn run(args: RunArgs) -> ExitCode {
 
 async fn serve(options: NodeOptions) -> Result<(), NodeError> {
     // Before anything is announced, so that a signal right after `ready` is not lost.
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(NodeError::Thread)?;
-    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).map_err(NodeError::Thread)?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .map_err(NodeError::Thread)?;
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
+        .map_err(NodeError::Thread)?;
     let node = Node::start(options).await?;
     let mut out = std::io::stdout().lock();
     for connector in &node.listening {

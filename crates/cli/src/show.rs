@@ -24,7 +24,12 @@ fn transaction(id: &TransactionId) -> String {
     match id {
         TransactionId::Local { .. } => id.to_string(),
         TransactionId::Xa(xid) => {
-            format!("XID:[{},globalId={},branchId={}]", xid.format_id, java_hex(&xid.global), java_hex(&xid.branch))
+            format!(
+                "XID:[{},globalId={},branchId={}]",
+                xid.format_id,
+                java_hex(&xid.global),
+                java_hex(&xid.branch)
+            )
         }
     }
 }
@@ -33,7 +38,13 @@ fn transaction(id: &TransactionId) -> String {
 /// characters there. Consumers get the true text.
 fn utf8_buffer(text: &str) -> String {
     text.chars()
-        .flat_map(|c| if u32::from(c) > 0xffff { ['\u{fffd}', '\u{fffd}'].into_iter().take(2) } else { [c, c].into_iter().take(1) })
+        .flat_map(|c| {
+            if u32::from(c) > 0xffff {
+                ['\u{fffd}', '\u{fffd}'].into_iter().take(2)
+            } else {
+                [c, c].into_iter().take(1)
+            }
+        })
         .collect()
 }
 
@@ -51,7 +62,8 @@ fn property(value: &PropertyValue) -> Value {
         PropertyValue::String(v) => ("UTF8Buffer", json!(utf8_buffer(v))),
         PropertyValue::Bytes(v) => ("byte[]", json!(hex(v))),
         PropertyValue::Map(entries) => {
-            let entries: Map<String, Value> = entries.iter().map(|(k, v)| (k.to_string(), property(v))).collect();
+            let entries: Map<String, Value> =
+                entries.iter().map(|(k, v)| (k.to_string(), property(v))).collect();
             ("HashMap", Value::Object(entries))
         }
         PropertyValue::List(values) => ("ArrayList", Value::Array(values.iter().map(property).collect())),
@@ -165,7 +177,9 @@ pub fn destinations(store: &mut Inspection) -> anyhow::Result<Vec<Value>> {
 pub fn in_doubt(t: &InDoubt) -> Value {
     let (format, global, branch) = match &t.id {
         TransactionId::Xa(xid) => (json!(xid.format_id), hex(&xid.global), hex(&xid.branch)),
-        TransactionId::Local { connection, value } => (Value::Null, connection.to_string(), value.to_string()),
+        TransactionId::Local { connection, value } => {
+            (Value::Null, connection.to_string(), value.to_string())
+        }
     };
     let acks: Vec<Value> = t
         .acks

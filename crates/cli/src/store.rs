@@ -86,8 +86,9 @@ fn kind_of(files: &Arc<dyn Files>) -> anyhow::Result<Kind> {
     if names.iter().any(|name| data_file_id(name).is_some()) {
         return Ok(Kind::Store);
     }
-    let holds_journal =
-        |name: &&String| files.list(name).is_ok_and(|inside| inside.iter().any(|file| data_file_id(file).is_some()));
+    let holds_journal = |name: &&String| {
+        files.list(name).is_ok_and(|inside| inside.iter().any(|file| data_file_id(file).is_some()))
+    };
     let stores: Vec<String> = names.iter().filter(holds_journal).cloned().collect();
     if stores.iter().any(|name| name == TX_STORE_DIRECTORY || name.contains('#')) {
         return Ok(Kind::Multi(stores));
@@ -110,7 +111,8 @@ fn inspect_command(args: &StoreArgs) -> anyhow::Result<ExitCode> {
             notes.push(format!("index: {:?}", store.how));
             destinations = show::destinations(&mut store)?;
             in_doubt = store.in_doubt()?.iter().map(show::in_doubt).collect();
-            let scheduler = args.dir.canonicalize().ok().and_then(|dir| Some(dir.parent()?.join("scheduler")));
+            let scheduler =
+                args.dir.canonicalize().ok().and_then(|dir| Some(dir.parent()?.join("scheduler")));
             if let Some(scheduler) = scheduler.filter(|dir| dir.join("scheduleDB.data").exists()) {
                 out.insert("scheduledJobs".into(), jobs(&existing(&scheduler)?)?);
             }
@@ -118,7 +120,8 @@ fn inspect_command(args: &StoreArgs) -> anyhow::Result<ExitCode> {
         Kind::Multi(stores) => {
             let decisions = decisions(&args.dir)?;
             for name in stores.iter().filter(|name| *name != TX_STORE_DIRECTORY) {
-                let mut store = inspect(&existing(&args.dir.join(name))?).with_context(|| format!("store {name}"))?;
+                let mut store =
+                    inspect(&existing(&args.dir.join(name))?).with_context(|| format!("store {name}"))?;
                 for id in store.state.prepared.keys().cloned().collect::<Vec<_>>() {
                     match decisions.outcome(&id) {
                         Outcome::Commit => store.resolve(&id, true)?,

@@ -1,11 +1,12 @@
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kahawai_types::Millis;
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, OFlags, fadvise};
 
 use crate::lock::{FileLock, refuse_if_locked_here};
 use crate::{File, Files, Lock, OpenMode, check_name};
@@ -134,8 +135,32 @@ impl Files for DiskFiles {
     }
 }
 
+/// What writes past the cache have to be aligned to, in memory and in the file; enough for all common devices.
+const DIRECT_ALIGNMENT: usize = 4096;
+/// How much one such write carries.
+const DIRECT_STEP: usize = 1 << 20;
+
+/// Aligned as such writes ask for.
+#[repr(align(4096))]
+struct Zeros([u8; DIRECT_STEP]);
+
+static ZEROS: Zeros = Zeros([0; DIRECT_STEP]);
+
 #[derive(Debug)]
 struct DiskFile(fs::File);
+
+impl DiskFile {
+    fn write_zeros_through_the_cache(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let mut at = offset;
+        let end = offset.saturating_add(len);
+        while at < end {
+            let step = (end - at).min(DIRECT_STEP as u64) as usize;
+            self.write_at(ZEROS.0.get(..step).unwrap_or_default(), at)?;
+            at += step as u64;
+        }
+        Ok(false)
+    }
+}
 
 impl File for DiskFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -160,6 +185,34 @@ impl File for DiskFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
+    }
+
+    fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<bool> {
+        if !offset.is_multiple_of(DIRECT_ALIGNMENT as u64) || !len.is_multiple_of(DIRECT_ALIGNMENT as u64) {
+            return self.write_zeros_through_the_cache(offset, len);
+        }
+        // Another handle of the same file: whether a handle goes past the cache is its own property.
+        let direct = OpenOptions::new()
+            .write(true)
+            .custom_flags(OFlags::DIRECT.bits().cast_signed())
+            .open(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        let Ok(direct) = direct else {
+            return self.write_zeros_through_the_cache(offset, len);
+        };
+        let mut at = offset;
+        let end = offset.saturating_add(len);
+        while at < end {
+            let step = (end - at).min(DIRECT_STEP as u64) as usize;
+            match direct.write_all_at(ZEROS.0.get(..step).unwrap_or_default(), at) {
+                Ok(()) => at += step as u64,
+                // The file system has its own mind about what may go past the cache.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    return self.write_zeros_through_the_cache(at, end - at);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 
     fn drop_cache(&self) -> io::Result<()> {

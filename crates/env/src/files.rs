@@ -24,6 +24,20 @@ pub trait File: Send + Sync + Debug {
     fn drop_cache(&self) -> io::Result<()> {
         Ok(())
     }
+    /// Writes zeros, past the cache where that can be done: `true` = they went to the device (to be made durable with a
+    /// flush like anything else), `false` = they lie in the cache like any write. Zeros that are only there to be overwritten
+    /// are not worth the memory, nor the copying.
+    fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<bool> {
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        let mut at = offset;
+        let end = offset.saturating_add(len);
+        while at < end {
+            let step = (end - at).min(ZEROS.len() as u64);
+            self.write_at(ZEROS.get(..step as usize).unwrap_or(&ZEROS), at)?;
+            at += step;
+        }
+        Ok(false)
+    }
     /// No bytes at all?
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::append::{ClosedBatch, State};
 use crate::format::{
     BATCH_OVERHEAD_BYTES, CONTROL_BYTES, Chain, CheckedBatch, Control, END_MARK, EpochMarker,
-    FILE_BYTES_LIMIT, Problem, RECORD_HEADER_BYTES, Stamp,
+    FILE_BYTES_LIMIT, PAGE_BYTES, Problem, RECORD_HEADER_BYTES, Stamp,
 };
 use crate::scan::Links;
 use crate::shared::{Shared, unpoison};
@@ -103,14 +103,14 @@ pub struct SealedBatch {
     pub records: u64,
     /// The epoch marker that it begins with.
     pub marker: Option<EpochMarker>,
-    /// Batch and end mark.
+    /// Batch, end mark, and zeros to the end of the page.
     image: Bytes,
 }
 
 impl SealedBatch {
     /// Control record and records, as they go to replicas.
     pub fn bytes(&self) -> Bytes {
-        self.image.slice(..self.image.len() - END_MARK.len())
+        self.image.slice(..(self.end.0 - self.start.0) as usize)
     }
 }
 
@@ -171,6 +171,11 @@ impl Writer {
         self.links = Links::known(Some(chain), epoch, Some(false));
         let end = Lsn(start.0 + buffer.len() as u64);
         buffer.extend_from_slice(&END_MARK);
+        // Whole pages: a page that is only partly written has to be read first, unless the cache has it, and the next file
+        // is made past the cache.
+        let last = start.offset() as usize + buffer.len();
+        let padded = buffer.len() + last.next_multiple_of(PAGE_BYTES) - last;
+        buffer.resize(padded, 0);
         // What readers keep must not pin much more than it holds.
         let image = if buffer.len() < buffer.capacity() / 4 {
             let image = Bytes::copy_from_slice(&buffer);
@@ -194,7 +199,7 @@ impl Writer {
         );
         self.write_image(batch.start, &batch.image)?;
         self.flush(batch.start)?;
-        let bytes = batch.image.len() - END_MARK.len();
+        let bytes = (batch.end.0 - batch.start.0) as usize;
         self.publish([(batch.start, batch.image, bytes)], batch.records);
         Ok(batch.end)
     }

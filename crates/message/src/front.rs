@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use crate::stored::SubscriptionInfo;
 use crate::storage::{DestinationKey, Entry};
+use crate::stored::SubscriptionInfo;
 use crate::{Destination, Message, MessageId, Text};
 
 /// A front end's number for one of its consumers, unique in its connection.

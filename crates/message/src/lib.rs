@@ -125,6 +125,35 @@ pub struct Message {
 }
 
 impl Message {
+    /// Copies what is a view into somebody else's buffer, so that a message kept for long holds no more memory than it is
+    /// large: a body of ten bytes may be a view into half a megabyte that was read from a socket.
+    pub fn detach(&mut self) {
+        fn text(text: &mut Text) {
+            *text = Text::from(&**text);
+        }
+        fn bytes(bytes: &mut Bytes) {
+            *bytes = Bytes::copy_from_slice(bytes);
+        }
+        match &mut self.content {
+            Content::Absent => {}
+            Content::Marshalled(content) => bytes(content),
+            Content::Utf8(content) => text(content),
+        }
+        self.properties.iter_mut().for_each(bytes);
+        text(&mut self.destination.name);
+        text(&mut self.id.producer.connection);
+        let destinations = [&mut self.original_destination, &mut self.reply_to];
+        destinations.into_iter().flatten().for_each(|destination| text(&mut destination.name));
+        let texts = [
+            &mut self.id.text_view,
+            &mut self.group_id,
+            &mut self.correlation_id,
+            &mut self.jms_type,
+            &mut self.user_id,
+        ];
+        texts.into_iter().flatten().for_each(text);
+    }
+
     /// Has it expired at `now`?
     pub fn is_expired(&self, now: Millis) -> bool {
         self.expiration_ms > 0 && now >= self.expiration_ms

@@ -203,13 +203,24 @@ pub trait Storage {
     fn destination(&mut self, destination: &Destination) -> DestinationKey;
 
     /// Appends a persistent message to a queue or topic. The message is stored with `destination` as it stands in it.
-    fn add(&mut self, to: DestinationKey, message: &Message, prioritised: bool) -> Result<Appended, StorageError>;
+    fn add(
+        &mut self,
+        to: DestinationKey,
+        message: &Message,
+        prioritised: bool,
+    ) -> Result<Appended, StorageError>;
 
     /// Appends the same message to several destinations, all or nothing: `(destination, its own copy)`.
     fn add_all(&mut self, copies: &[(DestinationKey, Message, bool)]) -> Result<Appended, StorageError>;
 
     /// Appends the removal of a queue message.
-    fn remove(&mut self, from: DestinationKey, sequence: u64, id: &MessageId, by: &AckBy) -> Result<Lsn, StorageError>;
+    fn remove(
+        &mut self,
+        from: DestinationKey,
+        sequence: u64,
+        id: &MessageId,
+        by: &AckBy,
+    ) -> Result<Lsn, StorageError>;
 
     /// Appends a durable subscription's acknowledgement of one message.
     fn acknowledge(
@@ -229,13 +240,28 @@ pub trait Storage {
     fn together(&mut self, operations: &[Operation]) -> Result<Lsn, StorageError>;
 
     /// Appends a replacement of a stored message, same sequence (redelivery mark).
-    fn update(&mut self, at: DestinationKey, sequence: u64, message: &Message, prioritised: bool) -> Result<Lsn, StorageError>;
+    fn update(
+        &mut self,
+        at: DestinationKey,
+        sequence: u64,
+        message: &Message,
+        prioritised: bool,
+    ) -> Result<Lsn, StorageError>;
 
     /// Appends the creation or change of a durable subscription.
-    fn subscribe(&mut self, topic: DestinationKey, info: &SubscriptionInfo, retroactive: bool) -> Result<Lsn, StorageError>;
+    fn subscribe(
+        &mut self,
+        topic: DestinationKey,
+        info: &SubscriptionInfo,
+        retroactive: bool,
+    ) -> Result<Lsn, StorageError>;
 
     /// Appends the end of a durable subscription.
-    fn unsubscribe(&mut self, topic: DestinationKey, subscription: &SubscriptionKey) -> Result<Lsn, StorageError>;
+    fn unsubscribe(
+        &mut self,
+        topic: DestinationKey,
+        subscription: &SubscriptionKey,
+    ) -> Result<Lsn, StorageError>;
 
     /// Appends the end of a destination.
     fn remove_destination(&mut self, destination: DestinationKey) -> Result<Lsn, StorageError>;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,15 +15,16 @@ use kahawai_message::front::{Ack, Delivery, Refusal, Request, Source, Token};
 use kahawai_message::storage::{Storage, StorageError};
 use kahawai_stomp::{After, Closed, Connection, ConnectionOptions, Progress};
 use kahawai_types::{Lsn, Millis};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tracing::{debug, error, warn};
 
 use crate::core::{Core, Shared};
 use crate::outbox::{Item, Outbox};
 use crate::threads::read;
 
-/// Room that one read offers.
-const READ_BYTES: usize = 64 << 10;
+/// Room that a read offers: little for a client that sends little, more while reads fill it.
+const READ_BYTES_MIN: usize = 8 << 10;
+const READ_BYTES_MAX: usize = 128 << 10;
 /// No more deliveries are encoded while this much waits for the socket.
 const OUT_BYTES_MAX: usize = 256 << 10;
 /// Requests taken from one read before they are carried out.
@@ -49,6 +50,8 @@ struct Task<S> {
     connection: Option<ConnectionKey>,
     input: BytesMut,
     out: BytesMut,
+    /// Room that the next read offers.
+    read_bytes: usize,
     /// There may be whole frames in `input`.
     unread: bool,
     end_of_input: bool,
@@ -69,7 +72,12 @@ struct Task<S> {
 }
 
 /// Serves a connection until either side ends it. Never fails: what went wrong is logged here, once.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: String, options: ConnectionOptions, shared: Arc<Shared>) {
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    peer: String,
+    options: ConnectionOptions,
+    shared: Arc<Shared>,
+) {
     let machine = Connection::new(options, shared.now());
     let window = shared.reader.window();
     let mut task = Task {
@@ -79,6 +87,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: String, o
         connection: None,
         input: BytesMut::new(),
         out: BytesMut::new(),
+        read_bytes: READ_BYTES_MIN,
         unread: false,
         end_of_input: false,
         requests: Vec::new(),
@@ -161,14 +170,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             self.auto_acknowledge();
         }
         if self.may_read() {
-            self.input.reserve(self.machine.bytes_missing(&self.input).clamp(READ_BYTES / 4, 1 << 20).max(READ_BYTES / 2));
+            // For a large frame as much again as has come already: what a client only announces takes no memory, and what it
+            // sends is not copied again and again.
+            let large = self.input.len().max(READ_BYTES_MAX);
+            let room = self.machine.bytes_missing(&self.input).min(large).max(self.read_bytes);
+            self.input.reserve(room);
+            let offered = self.input.capacity() - self.input.len();
             let mut any = false;
-            match poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.input) {
+            match pin!(self.stream.read_buf(&mut self.input)).poll(cx) {
                 Poll::Ready(Ok(0)) => {
                     self.end_of_input = true;
                     any = true;
                 }
-                Poll::Ready(Ok(_)) => {
+                Poll::Ready(Ok(read)) => {
+                    if read >= offered {
+                        self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
+                    } else if read < self.read_bytes / 8 {
+                        self.read_bytes = (self.read_bytes / 2).max(READ_BYTES_MIN);
+                    }
                     self.unread = true;
                     any = true;
                 }
@@ -186,7 +205,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             return Poll::Ready(Ok(()));
         }
         // Room was made: there may be deliveries or input that waited for it.
-        if wrote && self.out.len() < OUT_BYTES_MAX && (!self.deliveries.is_empty() || self.unread || self.closing) {
+        if wrote
+            && self.out.len() < OUT_BYTES_MAX
+            && (!self.deliveries.is_empty() || self.unread || self.closing)
+        {
             return Poll::Ready(Ok(()));
         }
         Poll::Pending
@@ -263,7 +285,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     fn process(&mut self) {
         while self.unread && !self.stalled && self.may_process() && !self.closing {
             let now = self.shared.now();
-            let result = self.machine.receive(now, &mut self.input, &mut self.requests, REQUESTS_MAX, &mut self.out);
+            let result =
+                self.machine.receive(now, &mut self.input, &mut self.requests, REQUESTS_MAX, &mut self.out);
             let full = self.requests.len() >= REQUESTS_MAX;
             self.carry_out(now);
             match result {
@@ -280,7 +303,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     fn may_pass(request: &Request) -> bool {
         matches!(
             request,
-            Request::Acknowledge { transaction: None, .. } | Request::Subscribe(_) | Request::Unsubscribe { .. }
+            Request::Acknowledge { transaction: None, .. }
+                | Request::Subscribe(_)
+                | Request::Unsubscribe { .. }
         )
     }
 
@@ -348,7 +373,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                 Ok(Outcome::Done)
             }
             (request, Some(connection)) => {
-                let result = core.broker.request(now, connection, request, &mut core.store, &mut core.effects);
+                let result =
+                    core.broker.request(now, connection, request, &mut core.store, &mut core.effects);
                 if let Err(Refusal::Storage(reason)) = &result {
                     core.check::<()>(Err(StorageError::Failed(reason.clone())));
                 }
@@ -434,7 +460,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                     let (now, consumer, tag) = (self.shared.now(), delivery.consumer, delivery.tag);
                     self.shared.with(|core| {
                         let Core { broker, store, effects, .. } = core;
-                        let result = broker.delivery_unreadable(now, connection, consumer, tag, store, effects);
+                        let result =
+                            broker.delivery_unreadable(now, connection, consumer, tag, store, effects);
                         core.check(result);
                     });
                 }
@@ -472,21 +499,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             core.check(result);
             core.unregister(connection);
         });
-    }
-}
-
-fn poll_read_buf<S: AsyncRead>(stream: Pin<&mut S>, cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<usize>> {
-    // `ReadBuf` over initialised memory: no unsafe code, at the price of clearing what a read will overwrite.
-    let filled = input.len();
-    let capacity = input.capacity().max(filled + 1);
-    input.resize(capacity, 0);
-    let mut buffer = ReadBuf::new(input.get_mut(filled..).unwrap_or_default());
-    let result = stream.poll_read(cx, &mut buffer);
-    let read = buffer.filled().len();
-    input.truncate(filled + read);
-    match result {
-        Poll::Ready(Ok(())) => Poll::Ready(Ok(read)),
-        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-        Poll::Pending => Poll::Pending,
     }
 }

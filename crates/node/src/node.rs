@@ -168,12 +168,16 @@ impl Node {
         let directory = |source| NodeError::Directory { path: path.clone(), source };
         let files: Arc<dyn Files> = Arc::new(DiskFiles::open(&options.data).map_err(directory)?);
         let start_ms = clock.now_ms();
-        let lock = files.lock("lock", start_ms).map_err(directory)?.ok_or(NodeError::Locked { path: path.clone() })?;
+        let lock = files
+            .lock("lock", start_ms)
+            .map_err(directory)?
+            .ok_or(NodeError::Locked { path: path.clone() })?;
         // Addresses before recovery: a mistake in them should not cost a replay.
         let mut listeners = Vec::new();
         let mut listening = Vec::new();
         for listener in &options.stomp {
-            let tls = listener.tls.as_ref().map(|(certificates, key)| acceptor(certificates, key)).transpose()?;
+            let tls =
+                listener.tls.as_ref().map(|(certificates, key)| acceptor(certificates, key)).transpose()?;
             let listen = |source| NodeError::Listen { address: listener.address.clone(), source };
             let socket = TcpListener::bind(&listener.address).await.map_err(listen)?;
             let name = if tls.is_some() { "stomp+ssl" } else { "stomp" };
@@ -275,7 +279,11 @@ impl Node {
     }
 }
 
-fn finish(shared: &Arc<Shared>, threads: Vec<JoinHandle<()>>, upkeep: JoinHandle<()>) -> Result<(), NodeError> {
+fn finish(
+    shared: &Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    upkeep: JoinHandle<()>,
+) -> Result<(), NodeError> {
     let _ = upkeep.join();
     shared.with(|core| core.store.journal().close());
     for thread in threads {

@@ -28,7 +28,11 @@ const CHECKPOINT_BYTES: u64 = 256 << 20;
 
 /// Starts a thread whose panic ends the node rather than leaving it half alive.
 #[allow(clippy::disallowed_methods)] // threads belong to node
-fn spawn(name: &str, shared: &Arc<Shared>, work: impl FnOnce(&Arc<Shared>) + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Arc<Shared>) + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     let label = name.to_owned();
     std::thread::Builder::new().name(format!("kahawai-{name}")).spawn(move || {
@@ -116,7 +120,8 @@ pub fn applier(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
 pub fn read(window: &mut WindowReader, entry: &Entry) -> Result<Message, String> {
     let payload = window.read(entry.location, entry.size).map_err(|e| e.to_string())?;
     match kahawai_kahadb::command::decode(payload).map_err(|e| e.to_string())? {
-        kahawai_kahadb::command::Command::AddMessage(add) | kahawai_kahadb::command::Command::UpdateMessage(add) => {
+        kahawai_kahadb::command::Command::AddMessage(add)
+        | kahawai_kahadb::command::Command::UpdateMessage(add) => {
             kahawai_message::stored::decode_message(add.message).map_err(|e| e.to_string())
         }
         other => Err(format!("there is a {} record instead", other.name())),
@@ -235,7 +240,8 @@ pub fn upkeep(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
                     warn!(%error, "collection of data files stopped early");
                 }
             }
-            let (retired, journal) = shared.with(|core| (core.store.to_retire(), core.store.journal().clone()));
+            let (retired, journal) =
+                shared.with(|core| (core.store.to_retire(), core.store.journal().clone()));
             for file in retired {
                 match journal.retire(file) {
                     Ok(_) => {

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use kahawai_journal::{AppendError, Appender, CollectionRecord, Journal, JournalReader};
 use kahawai_kahadb::command::{
-    AddHeader, MessageKey, RemoveHeader, encode_add, encode_commit, encode_remove, encode_remove_destination, encode_rollback,
-    encode_subscription, encode_update,
+    AddHeader, MessageKey, RemoveHeader, encode_add, encode_commit, encode_remove, encode_remove_destination,
+    encode_rollback, encode_subscription, encode_update,
 };
 use kahawai_message::storage::{
     AckBy, Appended, Applied, DestinationKey, Entry, Operation, Storage, StorageError, SubscriptionKey, Tier,
 };
 use kahawai_message::stored::{
-    ConsumerId, MessageAck, SubscriptionInfo, encode_ack, encode_message, encode_subscription_info, encoded_len_estimate,
+    ConsumerId, MessageAck, SubscriptionInfo, encode_ack, encode_message, encode_subscription_info,
+    encoded_len_estimate,
 };
 use kahawai_message::{Destination, Message, MessageId, ProducerId, TransactionId};
 use kahawai_types::{Location, Lsn};
@@ -57,7 +58,13 @@ fn failed(error: AppendError) -> StorageError {
 }
 
 impl Store {
-    pub(crate) fn new(state: State, journal: Journal, index: Arc<IndexStore>, end: Lsn, checkpointed: Lsn) -> Self {
+    pub(crate) fn new(
+        state: State,
+        journal: Journal,
+        index: Arc<IndexStore>,
+        end: Lsn,
+        checkpointed: Lsn,
+    ) -> Self {
         Self {
             state,
             appender: journal.appender(),
@@ -98,7 +105,12 @@ impl Store {
     ///
     /// # Errors
     /// The index store failed: the node must stop. The next start rebuilds the index if it has to.
-    pub fn apply(&mut self, commit: Lsn, operations_max: usize, out: &mut Vec<Applied>) -> Result<bool, StorageError> {
+    pub fn apply(
+        &mut self,
+        commit: Lsn,
+        operations_max: usize,
+        out: &mut Vec<Applied>,
+    ) -> Result<bool, StorageError> {
         self.commit = self.commit.max(commit);
         for _ in 0..operations_max {
             match self.pending.front() {
@@ -194,7 +206,10 @@ impl Store {
         Ok(())
     }
 
-    fn append(&mut self, encode: impl FnOnce(&mut BytesMut)) -> Result<kahawai_journal::Appended, StorageError> {
+    fn append(
+        &mut self,
+        encode: impl FnOnce(&mut BytesMut),
+    ) -> Result<kahawai_journal::Appended, StorageError> {
         self.appender.lock().append(encode).map_err(failed)
     }
 
@@ -253,7 +268,13 @@ impl Store {
         for (n, place) in places.iter().enumerate() {
             let op = match n.checked_sub(1).and_then(|n| done.get(n)) {
                 None => {
-                    let slot = Slot::new(place.at, place.size, entry.tier, entry.expiration_ms, entry.redelivery_counter);
+                    let slot = Slot::new(
+                        place.at,
+                        place.size,
+                        entry.tier,
+                        entry.expiration_ms,
+                        entry.redelivery_counter,
+                    );
                     Op::Update { destination: key, sequence, slot }
                 }
                 Some(subscription) => {
@@ -270,7 +291,13 @@ impl Store {
 /// The largest message that is stored, as stored. Upstream's offsets are signed 32-bit numbers, and a record must fit a file.
 pub const MESSAGE_BYTES_MAX: u64 = 512 << 20;
 
-fn put_add(message: &Message, sequence: u64, prioritised: bool, transaction: Option<&TransactionId>, out: &mut BytesMut) {
+fn put_add(
+    message: &Message,
+    sequence: u64,
+    prioritised: bool,
+    transaction: Option<&TransactionId>,
+    out: &mut BytesMut,
+) {
     let header = AddHeader {
         transaction,
         destination: &message.destination,
@@ -278,7 +305,12 @@ fn put_add(message: &Message, sequence: u64, prioritised: bool, transaction: Opt
         priority: message.priority.into(),
         priority_supported: prioritised,
     };
-    encode_add(&header, encoded_len_estimate(message), |out| encode_message(message, sequence.cast_signed(), out), out);
+    encode_add(
+        &header,
+        encoded_len_estimate(message),
+        |out| encode_message(message, sequence.cast_signed(), out),
+        out,
+    );
 }
 
 struct Removal<'a> {
@@ -385,10 +417,14 @@ impl Store {
 
     fn op(operation: &Operation, sequence: u64, at: Location, size: u32) -> Op {
         match operation {
-            Operation::Add { destination, message, prioritised } => {
-                Op::Add { destination: *destination, sequence, slot: slot_of(message, *prioritised, at, size) }
+            Operation::Add { destination, message, prioritised } => Op::Add {
+                destination: *destination,
+                sequence,
+                slot: slot_of(message, *prioritised, at, size),
+            },
+            Operation::Remove { destination, .. } => {
+                Op::Remove { destination: *destination, sequence, by: at.file }
             }
-            Operation::Remove { destination, .. } => Op::Remove { destination: *destination, sequence, by: at.file },
             Operation::Acknowledge { destination, subscription, .. } => Op::Acknowledge {
                 destination: *destination,
                 subscription: subscription.clone(),
@@ -404,7 +440,12 @@ impl Storage for Store {
         self.state.key(destination)
     }
 
-    fn add(&mut self, to: DestinationKey, message: &Message, prioritised: bool) -> Result<Appended, StorageError> {
+    fn add(
+        &mut self,
+        to: DestinationKey,
+        message: &Message,
+        prioritised: bool,
+    ) -> Result<Appended, StorageError> {
         Self::too_large(message)?;
         let sequence = self.next_sequence(to);
         let appended = self.append(|out| put_add(message, sequence, prioritised, None, out))?;
@@ -427,7 +468,13 @@ impl Storage for Store {
         Ok(Appended { sequence: 0, end })
     }
 
-    fn remove(&mut self, from: DestinationKey, sequence: u64, id: &MessageId, by: &AckBy) -> Result<Lsn, StorageError> {
+    fn remove(
+        &mut self,
+        from: DestinationKey,
+        sequence: u64,
+        id: &MessageId,
+        by: &AckBy,
+    ) -> Result<Lsn, StorageError> {
         let destination = self.name_of(from);
         let removal = Removal {
             destination: &destination,
@@ -539,15 +586,22 @@ impl Storage for Store {
         let key = SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
         let mut stored = BytesMut::new();
         encode_subscription_info(info, &mut stored);
-        let appended = self
-            .append(|out| encode_subscription(&destination, &key.to_string(), retroactive, Some(&stored), out))?;
-        let op = Op::Subscribe { destination: topic, info: Box::new(info.clone()), retroactive, at: appended.at };
+        let appended = self.append(|out| {
+            encode_subscription(&destination, &key.to_string(), retroactive, Some(&stored), out)
+        })?;
+        let op =
+            Op::Subscribe { destination: topic, info: Box::new(info.clone()), retroactive, at: appended.at };
         Ok(self.pend(appended.end, op))
     }
 
-    fn unsubscribe(&mut self, topic: DestinationKey, subscription: &SubscriptionKey) -> Result<Lsn, StorageError> {
+    fn unsubscribe(
+        &mut self,
+        topic: DestinationKey,
+        subscription: &SubscriptionKey,
+    ) -> Result<Lsn, StorageError> {
         let destination = self.name_of(topic);
-        let appended = self.append(|out| encode_subscription(&destination, &subscription.to_string(), false, None, out))?;
+        let appended = self
+            .append(|out| encode_subscription(&destination, &subscription.to_string(), false, None, out))?;
         let op =
             Op::Unsubscribe { destination: topic, subscription: subscription.clone(), by: appended.at.file };
         Ok(self.pend(appended.end, op))
@@ -570,7 +624,9 @@ impl Storage for Store {
         tier: Tier,
         from: u64,
     ) -> Result<Option<Entry>, StorageError> {
-        self.state.next_pending(topic, subscription, tier, from).map_err(|e| StorageError::Failed(e.to_string()))
+        self.state
+            .next_pending(topic, subscription, tier, from)
+            .map_err(|e| StorageError::Failed(e.to_string()))
     }
 
     fn entry(&mut self, at: DestinationKey, sequence: u64) -> Result<Option<Entry>, StorageError> {
@@ -590,7 +646,9 @@ impl Storage for Store {
         self.state
             .destinations()
             .filter(|(_, d)| d.named || d.count > 0 || !d.subscriptions.is_empty())
-            .map(|(key, d)| (key, d.name.clone(), d.subscriptions.values().map(|sub| sub.info.clone()).collect()))
+            .map(|(key, d)| {
+                (key, d.name.clone(), d.subscriptions.values().map(|sub| sub.info.clone()).collect())
+            })
             .collect()
     }
 

@@ -194,9 +194,12 @@ impl IndexStore {
         let Some(header) = value("header")? else { return Ok(None) };
         let header = self.decode_header(header)?;
         state.files = decode_files(value("files")?.unwrap_or_default()).map_err(self.wrong("file table"))?;
-        state.prepared = decode_prepared(value("prepared")?.unwrap_or_default()).map_err(self.wrong("transactions"))?;
+        state.prepared =
+            decode_prepared(value("prepared")?.unwrap_or_default()).map_err(self.wrong("transactions"))?;
         state.audit = Audit::default();
-        for (producer, number) in decode_audit(value("audit")?.unwrap_or_default()).map_err(self.wrong("audit"))? {
+        for (producer, number) in
+            decode_audit(value("audit")?.unwrap_or_default()).map_err(self.wrong("audit"))?
+        {
             state.audit.saw(&producer, number);
         }
         let collected = value("collected")?.unwrap_or_default();
@@ -205,8 +208,8 @@ impl IndexStore {
         for row in destinations.iter().map_err(|e| self.broken(e))? {
             let (key, value) = row.map_err(|e| self.broken(e))?;
             let key = DestinationKey(key.value());
-            let snapshot =
-                decode_destination(key, Bytes::copy_from_slice(value.value())).map_err(self.wrong("destination"))?;
+            let snapshot = decode_destination(key, Bytes::copy_from_slice(value.value()))
+                .map_err(self.wrong("destination"))?;
             state.restore(key, snapshot);
         }
         Ok(Some(header))
@@ -408,7 +411,16 @@ fn decode_destination(key: DestinationKey, value: Bytes) -> Result<DestinationSn
         }
         subscriptions.push(Subscription { info, at, renewed, floor, acknowledged, held, pending });
     }
-    Ok(DestinationSnapshot { key, name, next_sequence, named, directory, subscriptions, changed: vec![], gone: vec![] })
+    Ok(DestinationSnapshot {
+        key,
+        name,
+        next_sequence,
+        named,
+        directory,
+        subscriptions,
+        changed: vec![],
+        gone: vec![],
+    })
 }
 
 fn encode_files(files: &FileTable, out: &mut BytesMut) {
@@ -490,7 +502,11 @@ fn encode_prepared(prepared: &BTreeMap<TransactionId, Prepared>, out: &mut Bytes
                     put_varint64((*size).into(), out);
                 }
                 PreparedOp::Remove { destination, subscription, sequence, at, size } => {
-                    out.extend_from_slice(&[1, u8::from(subscription.is_some()), u8::from(sequence.is_some())]);
+                    out.extend_from_slice(&[
+                        1,
+                        u8::from(subscription.is_some()),
+                        u8::from(sequence.is_some()),
+                    ]);
                     put_varint64(destination.0.into(), out);
                     put_varint64(at.lsn().0, out);
                     put_varint64((*size).into(), out);
@@ -534,7 +550,13 @@ fn decode_prepared(value: Bytes) -> Result<BTreeMap<TransactionId, Prepared>, Wi
                         None
                     };
                     let sequence = reader.varint64()?;
-                    PreparedOp::Remove { destination, subscription, sequence: known.then_some(sequence), at, size }
+                    PreparedOp::Remove {
+                        destination,
+                        subscription,
+                        sequence: known.then_some(sequence),
+                        at,
+                        size,
+                    }
                 }
             });
         }

@@ -33,7 +33,13 @@ pub struct Slot {
 
 impl Slot {
     /// The slot of a message whose record of `size` bytes lies at `location`.
-    pub fn new(location: Location, size: u32, tier: Tier, expiration_ms: i64, redelivery_counter: u32) -> Self {
+    pub fn new(
+        location: Location,
+        size: u32,
+        tier: Tier,
+        expiration_ms: i64,
+        redelivery_counter: u32,
+    ) -> Self {
         let flags = tier as u32 | (redelivery_counter.min(COUNTER_MAX) << COUNTER_SHIFT);
         Self { lsn: location.lsn().0, expiration_ms, size, flags }
     }
@@ -144,7 +150,11 @@ impl Slots {
     /// All that are there.
     pub fn iter(&self) -> impl Iterator<Item = (u16, &Slot)> {
         let first = self.first;
-        self.slots.iter().enumerate().filter(|(_, slot)| !slot.is_empty()).map(move |(at, slot)| (first + at as u16, slot))
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| !slot.is_empty())
+            .map(move |(at, slot)| (first + at as u16, slot))
     }
 
     /// Memory that the slots take, bytes.
@@ -187,7 +197,8 @@ impl Slots {
     /// Reads the stored form.
     pub fn decode(bytes: Bytes) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
-        let unexpected = |what, value: u64, at| WireError::Unexpected { what, value: value.cast_signed(), at };
+        let unexpected =
+            |what, value: u64, at| WireError::Unexpected { what, value: value.cast_signed(), at };
         let version = reader.varint64()?;
         if version != VERSION {
             return Err(unexpected("chunk version", version, 0));
@@ -232,13 +243,21 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_slot() -> impl Strategy<Value = Slot> {
-        (1u32.., any::<u32>(), any::<u32>(), 0usize..3, prop_oneof![Just(0), any::<i64>()], 0u32..0x1_0000, any::<bool>()).prop_map(
-            |(file, offset, size, tier, expiration, counter, held)| {
-                let mut slot = Slot::new(Location::new(file, offset), size, Tier::ALL[tier], expiration, counter);
+        (
+            1u32..,
+            any::<u32>(),
+            any::<u32>(),
+            0usize..3,
+            prop_oneof![Just(0), any::<i64>()],
+            0u32..0x1_0000,
+            any::<bool>(),
+        )
+            .prop_map(|(file, offset, size, tier, expiration, counter, held)| {
+                let mut slot =
+                    Slot::new(Location::new(file, offset), size, Tier::ALL[tier], expiration, counter);
                 slot.set_held(held);
                 slot
-            },
-        )
+            })
     }
 
     proptest! {

@@ -53,12 +53,15 @@ impl Store {
             return None;
         }
         let keep_from = self.checkpointed.file();
-        files.iter().take_while(|f| f.id < keep_from).find(|f| {
-            self.state.files.get(f.id).is_some_and(|use_| {
-                use_.live > 0 && use_.live_bytes.saturating_mul(SPARSE_SHARE) <= f.bytes
+        files
+            .iter()
+            .take_while(|f| f.id < keep_from)
+            .find(|f| {
+                self.state.files.get(f.id).is_some_and(|use_| {
+                    use_.live > 0 && use_.live_bytes.saturating_mul(SPARSE_SHARE) <= f.bytes
+                })
             })
-        })
-        .map(|f| f.id)
+            .map(|f| f.id)
     }
 
     /// Writes again the records of durable subscriptions that hold the oldest data file and have nothing pending, so that an
@@ -88,7 +91,9 @@ impl Store {
     pub fn relocate(&mut self, candidates: &[(Candidate, bytes::Bytes)]) -> Result<usize, StorageError> {
         let mut moved = 0;
         for (candidate, payload) in candidates {
-            let Ok(Command::AddMessage(add) | Command::UpdateMessage(add)) = decode(payload.clone()) else { continue };
+            let Ok(Command::AddMessage(add) | Command::UpdateMessage(add)) = decode(payload.clone()) else {
+                continue;
+            };
             let Ok(head) = read_head(&add.message) else { continue };
             let key = self.state.key(&add.destination);
             let Some(id) = MessageId::from_key(&add.message_key) else { continue };

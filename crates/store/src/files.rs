@@ -191,7 +191,8 @@ mod tests {
 
     fn check(edges: &[(u32, u32)], live: &[u32], stays: &[u32]) {
         let reasons = table(edges, live, 6).reasons(6, None);
-        let got: Vec<u32> = reasons.iter().filter(|(_, why)| !why.is_empty()).map(|(&file, _)| file).collect();
+        let got: Vec<u32> =
+            reasons.iter().filter(|(_, why)| !why.is_empty()).map(|(&file, _)| file).collect();
         assert_eq!(got, stays, "edges {edges:?}, live {live:?}");
     }
 

@@ -66,7 +66,11 @@ pub struct Identity {
 
 impl Identity {
     /// Reads the identity of a data directory, or makes one. What is made is durable when this returns.
-    pub fn open(files: &Arc<dyn Files>, entropy: &dyn Entropy, node_id: &NodeId) -> Result<Self, IdentityError> {
+    pub fn open(
+        files: &Arc<dyn Files>,
+        entropy: &dyn Entropy,
+        node_id: &NodeId,
+    ) -> Result<Self, IdentityError> {
         let path = files.describe(NODE_FILE);
         let io = |source| IdentityError::Io { path: path.clone(), source };
         let random = || -> Result<u128, IdentityError> {

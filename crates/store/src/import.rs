@@ -167,10 +167,13 @@ pub fn import(
         import_messages(&import, &destination, key, reader, state, missing, &mut imported, &path)?;
         for sub in import.subscriptions(&destination).map_err(page)? {
             let info = sub.subscription.info.clone().ok_or_else(|| old("subscription info"))?;
-            let info = decode_subscription_info(Bytes::copy_from_slice(&info)).map_err(|_| old("readable subscription"))?;
+            let info = decode_subscription_info(Bytes::copy_from_slice(&info))
+                .map_err(|_| old("readable subscription"))?;
             let at = sub.record.ok_or_else(|| old("locations of subscriptions"))?;
-            let name = SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
-            let mut sub = to_subscription(&sub.pending, info, at, state.get(key).map_or(0, |d| d.next_sequence));
+            let name =
+                SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
+            let mut sub =
+                to_subscription(&sub.pending, info, at, state.get(key).map_or(0, |d| d.next_sequence));
             let mut pending = 0;
             state.each(key, |sequence, _| pending += u64::from(sub.has_pending(sequence)))?;
             sub.pending = pending;
@@ -231,7 +234,9 @@ fn import_messages(
         })?;
         let found = window.read(at, size).map_err(|e| e.to_string()).and_then(|payload| {
             match decode(payload).map_err(|e| e.to_string())? {
-                Command::AddMessage(add) | Command::UpdateMessage(add) if add.message_key == message.message_key => {
+                Command::AddMessage(add) | Command::UpdateMessage(add)
+                    if add.message_key == message.message_key =>
+                {
                     read_head(&add.message).map_err(|e| e.to_string())
                 }
                 _ => Err("another record is there".to_owned()),

@@ -95,7 +95,8 @@ impl Inspection {
     /// The messages of a destination in delivery order, those held by prepared transactions left out.
     pub fn messages(&mut self, key: DestinationKey) -> Result<Vec<(u64, Message)>, RecordError> {
         let mut places: [Vec<(u64, Location, u32)>; 3] = Default::default();
-        let chunk = |e: crate::state::ChunkError| RecordError { at: Location::default(), reason: e.to_string() };
+        let chunk =
+            |e: crate::state::ChunkError| RecordError { at: Location::default(), reason: e.to_string() };
         self.state
             .each(key, |sequence, slot| {
                 if !slot.is_held()
@@ -123,11 +124,15 @@ impl Inspection {
             let mut transaction = InDoubt { id: id.clone(), adds: Vec::new(), acks: Vec::new() };
             for op in &prepared.operations {
                 match op {
-                    PreparedOp::Add { at, size, .. } => transaction.adds.push(read_message(&self.reader, *at, *size)?),
+                    PreparedOp::Add { at, size, .. } => {
+                        transaction.adds.push(read_message(&self.reader, *at, *size)?)
+                    }
                     PreparedOp::Remove { at, size, .. } => {
                         let wrong = |reason: String| RecordError { at: *at, reason };
                         let payload = self.reader.read(*at, *size).map_err(|e| wrong(e.to_string()))?;
-                        if let Command::RemoveMessage(remove) = decode(payload).map_err(|e| wrong(e.to_string()))? {
+                        if let Command::RemoveMessage(remove) =
+                            decode(payload).map_err(|e| wrong(e.to_string()))?
+                        {
                             let ack = remove.ack.clone().map(kahawai_message::stored::decode_ack);
                             transaction.acks.push(HeldAck {
                                 ack_type: ack.and_then(Result::ok).flatten().map_or(0, |ack| ack.ack_type),

@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use kahawai_env::{Entropy, Files};
-use kahawai_journal::{Journal, JournalOptions, JournalReader, KnownPositions, NewEpoch, Preparer, Recovery, Writer};
+use kahawai_journal::{
+    Journal, JournalOptions, JournalReader, KnownPositions, NewEpoch, Preparer, Recovery, Writer,
+};
 use kahawai_message::TransactionId;
 use kahawai_message::storage::StorageError;
 use kahawai_types::{Epoch, Lsn, NodeId};
@@ -76,7 +78,12 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { journal: JournalOptions::default(), node_id: NodeId("single".into()), accept_loss: false, rebuild: false }
+        Self {
+            journal: JournalOptions::default(),
+            node_id: NodeId("single".into()),
+            accept_loss: false,
+            rebuild: false,
+        }
     }
 }
 
@@ -171,7 +178,9 @@ pub(crate) fn load_foreign(
             let imported = match import(files, directory, reader, &mut state, missing) {
                 Ok(None) => break,
                 Ok(Some(imported)) => imported,
-                Err(error @ (ImportError::Missing { .. } | ImportError::Io { .. } | ImportError::Chunk(_))) => {
+                Err(
+                    error @ (ImportError::Missing { .. } | ImportError::Io { .. } | ImportError::Chunk(_)),
+                ) => {
                     return Err(error.into());
                 }
                 Err(error) => {
@@ -186,8 +195,9 @@ pub(crate) fn load_foreign(
                     state.files.outlives(newer.id, older.id);
                 }
             }
-            let replayer = Replayer::new(&mut state, reader.clone(), Some(imported.ids), mixed, imported.applied)
-                .skipping(gone.clone());
+            let replayer =
+                Replayer::new(&mut state, reader.clone(), Some(imported.ids), mixed, imported.applied)
+                    .skipping(gone.clone());
             match run(replayer, reader, first_batch(recovery, imported.replay_file)) {
                 Err(ReplayError::ForeignTail { .. }) if !mixed => continue,
                 Err(error) => return Err(error.into()),
@@ -254,7 +264,11 @@ pub(crate) fn check_kind(files: &Arc<dyn Files>) -> Result<(), OpenError> {
                      and not served yet",
         });
     }
-    if !has_journal && names.iter().any(|name| name == "txStore" || name.starts_with("queue#3a") || name.starts_with("topic#3a")) {
+    if !has_journal
+        && names
+            .iter()
+            .any(|name| name == "txStore" || name.starts_with("queue#3a") || name.starts_with("topic#3a"))
+    {
         return Err(OpenError::Unsuitable {
             path: files.describe(""),
             what: "an mKahaDB root with several stores",
@@ -269,7 +283,11 @@ pub(crate) fn check_kind(files: &Arc<dyn Files>) -> Result<(), OpenError> {
 ///
 /// # Errors
 /// See [`OpenError`]; the directory can be opened again after what the error asks for.
-pub fn open(files: &Arc<dyn Files>, entropy: &dyn Entropy, options: &OpenOptions) -> Result<Opened, OpenError> {
+pub fn open(
+    files: &Arc<dyn Files>,
+    entropy: &dyn Entropy,
+    options: &OpenOptions,
+) -> Result<Opened, OpenError> {
     let io = |source| OpenError::Io { path: files.describe(""), source };
     check_kind(files)?;
     if options.rebuild {
@@ -325,7 +343,8 @@ pub fn open(files: &Arc<dyn Files>, entropy: &dyn Entropy, options: &OpenOptions
     let epoch = identity.promised_epoch.max(recovery.last_epoch).next();
     identity.promise(files, epoch)?;
     let existing: Vec<u32> = journal.files().iter().map(|f| f.id).collect();
-    let mut store = Store::new(loaded.state, journal, index, recovery.end, header.map_or(Lsn::ZERO, |h| h.replay_from));
+    let mut store =
+        Store::new(loaded.state, journal, index, recovery.end, header.map_or(Lsn::ZERO, |h| h.replay_from));
     for file in &existing {
         store.state.files.touch(*file);
     }
@@ -355,7 +374,11 @@ pub fn open(files: &Arc<dyn Files>, entropy: &dyn Entropy, options: &OpenOptions
     for id in &loaded.open {
         store.append_rollback(id)?;
     }
-    let gone = || OpenError::Unsuitable { path: files.describe(""), what: "open already", advice: "please report this" };
+    let gone = || OpenError::Unsuitable {
+        path: files.describe(""),
+        what: "open already",
+        advice: "please report this",
+    };
     let writer = store.journal.take_writer().ok_or_else(gone)?;
     let preparer = store.journal.take_preparer().ok_or_else(gone)?;
     let report = Report {

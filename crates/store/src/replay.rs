@@ -144,7 +144,13 @@ pub struct Replayer<'a> {
 
 impl<'a> Replayer<'a> {
     /// Replays into `state`, in which everything below `applied` has had its effect.
-    pub fn new(state: &'a mut State, reader: JournalReader, ids: Option<Ids>, mixed: bool, applied: Lsn) -> Self {
+    pub fn new(
+        state: &'a mut State,
+        reader: JournalReader,
+        ids: Option<Ids>,
+        mixed: bool,
+        applied: Lsn,
+    ) -> Self {
         Self {
             state,
             reader,
@@ -255,7 +261,9 @@ impl<'a> Replayer<'a> {
             | Command::RescheduleJob(_)
             | Command::RemoveScheduledJob(_)
             | Command::RemoveScheduledJobs(_)
-            | Command::DestroyScheduler { .. }) => return Err(ReplayError::Scheduler { at, name: other.name() }),
+            | Command::DestroyScheduler { .. }) => {
+                return Err(ReplayError::Scheduler { at, name: other.name() });
+            }
         }
         Ok(())
     }
@@ -288,7 +296,13 @@ impl<'a> Replayer<'a> {
         (ours && !self.mixed).then(|| u64::try_from(stored).ok()).flatten()
     }
 
-    fn add(&mut self, add: &AddMessage, at: Location, size: u32, ours: bool) -> Result<Option<Op>, ReplayError> {
+    fn add(
+        &mut self,
+        add: &AddMessage,
+        at: Location,
+        size: u32,
+        ours: bool,
+    ) -> Result<Option<Op>, ReplayError> {
         let destination = self.state.key(&add.destination);
         self.state.name(destination);
         self.audit(&add.message_key);
@@ -361,13 +375,23 @@ impl<'a> Replayer<'a> {
 
     fn subscription_key(&self, destination: DestinationKey, joined: &str) -> Option<SubscriptionKey> {
         let matches = |key: &&SubscriptionKey| {
-            joined.strip_prefix(&*key.client_id).and_then(|rest| rest.strip_prefix(':')).is_some_and(|name| *name == *key.name)
+            joined
+                .strip_prefix(&*key.client_id)
+                .and_then(|rest| rest.strip_prefix(':'))
+                .is_some_and(|name| *name == *key.name)
         };
         self.state.get(destination)?.subscriptions.keys().find(matches).cloned()
     }
 
-    fn remove(&mut self, remove: &RemoveMessage, at: Location, ours: bool) -> Result<Option<Op>, ReplayError> {
-        let Some((destination, subscription, sequence)) = self.resolve(remove, at, ours)? else { return Ok(None) };
+    fn remove(
+        &mut self,
+        remove: &RemoveMessage,
+        at: Location,
+        ours: bool,
+    ) -> Result<Option<Op>, ReplayError> {
+        let Some((destination, subscription, sequence)) = self.resolve(remove, at, ours)? else {
+            return Ok(None);
+        };
         Ok(Some(match subscription {
             None => {
                 if let Some(ids) = &mut self.ids {
@@ -459,7 +483,10 @@ impl<'a> Replayer<'a> {
             match decode(payload).map_err(|source| ReplayError::Command { at, source })? {
                 Command::AddMessage(add) => steps.push(Step::Add { add, at, size, ours: false }),
                 Command::RemoveMessage(remove) => {
-                    if let PreparedOp::Remove { destination, subscription, sequence: Some(sequence), .. } = op {
+                    if let PreparedOp::Remove {
+                        destination, subscription, sequence: Some(sequence), ..
+                    } = op
+                    {
                         self.state.hold(destination, subscription.as_ref(), sequence, false)?;
                         if let Some(ids) = &mut self.ids {
                             ids.insert(destination, &remove.message_key, sequence);
@@ -480,12 +507,21 @@ impl<'a> Replayer<'a> {
                 // A copy: the subscription outlives the buffer that it was read from.
                 let info = decode_subscription_info(Bytes::copy_from_slice(info))
                     .map_err(|source| ReplayError::Stored { at, source })?;
-                let key = SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
-                let known = self.state.get(destination).and_then(|d| d.subscriptions.get(&key)).map(|sub| sub.at);
+                let key = SubscriptionKey {
+                    client_id: info.client_id.clone(),
+                    name: info.subscription_name.clone(),
+                };
+                let known =
+                    self.state.get(destination).and_then(|d| d.subscriptions.get(&key)).map(|sub| sub.at);
                 if known == Some(at) {
                     return Ok(());
                 }
-                self.apply(Op::Subscribe { destination, info: Box::new(info), retroactive: subscription.retroactive, at })
+                self.apply(Op::Subscribe {
+                    destination,
+                    info: Box::new(info),
+                    retroactive: subscription.retroactive,
+                    at,
+                })
             }
             None => match self.subscription_key(destination, &subscription.subscription_key) {
                 Some(key) => self.apply(Op::Unsubscribe { destination, subscription: key, by: at.file }),

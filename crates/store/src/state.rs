@@ -236,7 +236,8 @@ impl Audit {
     /// All of them, longest silent first.
     pub fn entries(&mut self) -> Vec<(ProducerId, i64)> {
         self.settle();
-        let mut all: Vec<_> = self.producers.iter().map(|(id, &(number, tick))| (tick, id.clone(), number)).collect();
+        let mut all: Vec<_> =
+            self.producers.iter().map(|(id, &(number, tick))| (tick, id.clone(), number)).collect();
         all.sort_unstable_by_key(|&(tick, ..)| tick);
         all.into_iter().map(|(_, id, number)| (id, number)).collect()
     }
@@ -331,11 +332,16 @@ impl State {
         let Some(d) = self.destinations.get_mut(key.0 as usize) else { return Ok(None) };
         let Some(chunk) = d.chunks.get_mut(&chunk_number) else { return Ok(None) };
         if matches!(chunk.body, Body::Stored) {
-            let fail = |reason: String| ChunkError { destination: d.name.to_string(), chunk: chunk_number, reason };
+            let fail =
+                |reason: String| ChunkError { destination: d.name.to_string(), chunk: chunk_number, reason };
             let source = self.source.as_ref().ok_or_else(|| fail("there is no index store".into()))?;
             let slots = source.load(key, chunk_number).map_err(fail)?;
             if slots.live() != chunk.live {
-                return Err(fail(format!("it holds {:?} messages, {:?} are expected", slots.live(), chunk.live)));
+                return Err(fail(format!(
+                    "it holds {:?} messages, {:?} are expected",
+                    slots.live(),
+                    chunk.live
+                )));
             }
             self.resident_bytes += slots.bytes();
             chunk.body = Body::Resident(Arc::new(slots));
@@ -366,7 +372,9 @@ impl State {
         let after = slots.bytes();
         self.resident_bytes = (self.resident_bytes + after).saturating_sub(before);
         if changed.is_some() {
-            if let Some(chunk) = self.destinations.get_mut(key.0 as usize).and_then(|d| d.chunks.get_mut(&number)) {
+            if let Some(chunk) =
+                self.destinations.get_mut(key.0 as usize).and_then(|d| d.chunks.get_mut(&number))
+            {
                 chunk.dirty = true;
             }
             self.mark(key);
@@ -448,7 +456,9 @@ impl State {
             let start = number * CHUNK;
             let offset = from.saturating_sub(start) as u16;
             let found = self.slots(key, number)?.and_then(|slots| {
-                slots.find(offset, |slot| slot.tier() == tier && !slot.is_held()).map(|(at, slot)| slot.entry(start + u64::from(at)))
+                slots
+                    .find(offset, |slot| slot.tier() == tier && !slot.is_held())
+                    .map(|(at, slot)| slot.entry(start + u64::from(at)))
             });
             if found.is_some() {
                 return Ok(found);
@@ -467,10 +477,14 @@ impl State {
     ) -> Outcome<Option<Entry>> {
         let mut from = from;
         loop {
-            let Some(sub) = self.get(key).and_then(|d| d.subscriptions.get(subscription)) else { return Ok(None) };
+            let Some(sub) = self.get(key).and_then(|d| d.subscriptions.get(subscription)) else {
+                return Ok(None);
+            };
             from = sub.acknowledged.next_absent(from.max(sub.floor));
             let Some(entry) = self.next(key, tier, from)? else { return Ok(None) };
-            let Some(sub) = self.get(key).and_then(|d| d.subscriptions.get(subscription)) else { return Ok(None) };
+            let Some(sub) = self.get(key).and_then(|d| d.subscriptions.get(subscription)) else {
+                return Ok(None);
+            };
             if sub.has_pending(entry.sequence) && !sub.held.contains(&entry.sequence) {
                 return Ok(Some(entry));
             }
@@ -492,7 +506,13 @@ impl State {
     }
 
     /// Hides a message because a prepared transaction consumed it, or shows it again.
-    pub fn hold(&mut self, key: DestinationKey, subscription: Option<&SubscriptionKey>, sequence: u64, held: bool) -> Outcome<()> {
+    pub fn hold(
+        &mut self,
+        key: DestinationKey,
+        subscription: Option<&SubscriptionKey>,
+        sequence: u64,
+        held: bool,
+    ) -> Outcome<()> {
         if let Some(name) = subscription {
             if let Some(sub) = self.get_mut(key).and_then(|d| d.subscriptions.get_mut(name)) {
                 if held {
@@ -564,7 +584,13 @@ impl State {
         }
     }
 
-    fn apply_add(&mut self, key: DestinationKey, sequence: u64, slot: Slot, out: &mut Vec<Applied>) -> Outcome<()> {
+    fn apply_add(
+        &mut self,
+        key: DestinationKey,
+        sequence: u64,
+        slot: Slot,
+        out: &mut Vec<Applied>,
+    ) -> Outcome<()> {
         self.name(key);
         let Some(d) = self.destinations.get_mut(key.0 as usize) else { return Ok(()) };
         if !d.name.kind.is_queue() && !d.subscriptions.values().any(|sub| sub.has_pending(sequence)) {
@@ -622,7 +648,8 @@ impl State {
     ) -> Outcome<()> {
         self.name(key);
         let Some(d) = self.destinations.get_mut(key.0 as usize) else { return Ok(()) };
-        let name = SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
+        let name =
+            SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
         let count = d.count;
         match d.subscriptions.get_mut(&name) {
             // A record written again, or changed: what is pending stays pending (D9 of the format's defects).
@@ -668,13 +695,16 @@ impl State {
         by: u32,
         out: &mut Vec<Applied>,
     ) -> Outcome<()> {
-        let Some(sub) = self.get_mut(key).and_then(|d| d.subscriptions.remove(&subscription)) else { return Ok(()) };
+        let Some(sub) = self.get_mut(key).and_then(|d| d.subscriptions.remove(&subscription)) else {
+            return Ok(());
+        };
         for file in sub.files() {
             self.files.subscription_left(file, by);
         }
         self.mark(key);
         let mut orphans = Vec::new();
-        let others: Vec<Subscription> = self.get(key).map(|d| d.subscriptions.values().cloned().collect()).unwrap_or_default();
+        let others: Vec<Subscription> =
+            self.get(key).map(|d| d.subscriptions.values().cloned().collect()).unwrap_or_default();
         self.each(key, |sequence, _| {
             if !others.iter().any(|sub| sub.has_pending(sequence)) {
                 orphans.push(sequence);
@@ -689,13 +719,19 @@ impl State {
         Ok(())
     }
 
-    fn apply_remove_destination(&mut self, key: DestinationKey, by: u32, out: &mut Vec<Applied>) -> Outcome<()> {
+    fn apply_remove_destination(
+        &mut self,
+        key: DestinationKey,
+        by: u32,
+        out: &mut Vec<Applied>,
+    ) -> Outcome<()> {
         let mut all = Vec::new();
         self.each(key, |sequence, _| all.push(sequence))?;
         for sequence in all {
             self.take(key, sequence, by)?;
         }
-        let subscriptions = self.get_mut(key).map(|d| std::mem::take(&mut d.subscriptions)).unwrap_or_default();
+        let subscriptions =
+            self.get_mut(key).map(|d| std::mem::take(&mut d.subscriptions)).unwrap_or_default();
         for sub in subscriptions.values() {
             for file in sub.files() {
                 self.files.subscription_left(file, by);
@@ -759,7 +795,10 @@ impl State {
             d.chunks.insert(number, Chunk { live, body: Body::Stored, dirty: false, stored: true });
         }
         for sub in snapshot.subscriptions {
-            let name = SubscriptionKey { client_id: sub.info.client_id.clone(), name: sub.info.subscription_name.clone() };
+            let name = SubscriptionKey {
+                client_id: sub.info.client_id.clone(),
+                name: sub.info.subscription_name.clone(),
+            };
             d.subscriptions.insert(name, sub);
         }
         self.keys.insert(snapshot.name, key);

@@ -33,7 +33,8 @@ fn wanted(recovered: &Value) -> Vec<(String, Vec<String>)> {
         .unwrap()
         .iter()
         .map(|d| {
-            let ids = d["messages"].as_array().unwrap().iter().map(|m| m["messageId"].as_str().unwrap().to_owned());
+            let ids =
+                d["messages"].as_array().unwrap().iter().map(|m| m["messageId"].as_str().unwrap().to_owned());
             (d["destination"].as_str().unwrap().to_owned(), ids.collect::<Vec<_>>())
         })
         .filter(|(_, ids)| !ids.is_empty())
@@ -65,7 +66,9 @@ fn directories_of_activemq_are_served_in_place() {
             kahawai_store::open(&files, &OsEntropy, &options).unwrap_or_else(|e| panic!("{name}: {e}"))
         };
         // Imported, then from our checkpoint, then with our index thrown away: the same each time.
-        for (round, rebuild) in [("import", false), ("checkpoint", false), ("rebuild", true), ("again", false)] {
+        for (round, rebuild) in
+            [("import", false), ("checkpoint", false), ("rebuild", true), ("again", false)]
+        {
             let mut opened = open(rebuild);
             let in_doubt = opened.store.state().prepared.len();
             assert_eq!(in_doubt, recovered["inDoubtXa"].as_array().unwrap().len(), "{name}, {round}");

@@ -38,7 +38,8 @@ impl Content_ {
         match step {
             Step::Add { to, sequence, id, tier } => {
                 if to.starts_with("topic") {
-                    let subs: Vec<_> = self.pending.keys().filter(|(topic, _)| topic == to).cloned().collect();
+                    let subs: Vec<_> =
+                        self.pending.keys().filter(|(topic, _)| topic == to).cloned().collect();
                     if subs.is_empty() {
                         return;
                     }
@@ -73,8 +74,12 @@ impl Content_ {
     }
 
     fn sweep(&mut self, topic: &str) {
-        let wanted: BTreeSet<u64> =
-            self.pending.iter().filter(|((t, _), _)| t == topic).flat_map(|(_, set)| set.iter().copied()).collect();
+        let wanted: BTreeSet<u64> = self
+            .pending
+            .iter()
+            .filter(|((t, _), _)| t == topic)
+            .flat_map(|(_, set)| set.iter().copied())
+            .collect();
         if let Some(messages) = self.messages.get_mut(topic) {
             messages.retain(|sequence, _| wanted.contains(sequence));
         }
@@ -85,7 +90,10 @@ impl Content_ {
         let mut found = Vec::new();
         let names: BTreeSet<_> = self.messages.keys().chain(other.messages.keys()).collect();
         for name in names {
-            let (a, b) = (self.messages.get(name).cloned().unwrap_or_default(), other.messages.get(name).cloned().unwrap_or_default());
+            let (a, b) = (
+                self.messages.get(name).cloned().unwrap_or_default(),
+                other.messages.get(name).cloned().unwrap_or_default(),
+            );
             for sequence in a.keys().chain(b.keys()).collect::<BTreeSet<_>>() {
                 if a.get(sequence) != b.get(sequence) {
                     found.push(format!("{name} {sequence}: {:?} / {:?}", a.get(sequence), b.get(sequence)));
@@ -138,20 +146,25 @@ pub fn open(files: &MemoryFiles) -> Result<Opened, kahawai_store::OpenError> {
 /// The content of an index, read through the journal.
 pub fn content(state: &mut State, reader: &kahawai_journal::JournalReader) -> Content_ {
     let mut found = Content_::default();
-    let all: Vec<_> = state
-        .destinations()
-        .map(|(key, d)| (key, d.name.to_string(), d.subscriptions.clone()))
-        .collect();
+    let all: Vec<_> =
+        state.destinations().map(|(key, d)| (key, d.name.to_string(), d.subscriptions.clone())).collect();
     for (key, name, subs) in all {
         let mut slots = Vec::new();
         state.each(key, |sequence, slot| slots.push((sequence, *slot))).unwrap();
         for (sequence, slot) in &slots {
             let message = kahawai_store::inspect::read_message(reader, slot.location(), slot.size()).unwrap();
-            found.messages.entry(name.clone()).or_default().insert(*sequence, (message.id.to_string(), slot.tier() as u8));
+            found
+                .messages
+                .entry(name.clone())
+                .or_default()
+                .insert(*sequence, (message.id.to_string(), slot.tier() as u8));
         }
         for (sub_key, sub) in subs {
-            let pending: BTreeSet<u64> =
-                slots.iter().map(|(sequence, _)| *sequence).filter(|sequence| sub.has_pending(*sequence)).collect();
+            let pending: BTreeSet<u64> = slots
+                .iter()
+                .map(|(sequence, _)| *sequence)
+                .filter(|sequence| sub.has_pending(*sequence))
+                .collect();
             assert_eq!(pending.len() as u64, sub.pending, "pending count of {name} {sub_key}");
             found.pending.insert((name.clone(), sub_key.to_string()), pending);
         }
@@ -222,18 +235,26 @@ impl World {
         let by = AckBy { connection: Text::from_static("ID:test"), session: 1, consumer: 1 };
         if self.random.chance(3) {
             let topic = Destination::topic(self.pick(&TOPICS));
-            let sub = SubscriptionKey { client_id: Text::from_static("client"), name: Text::from_static(self.pick(&SUBS)) };
+            let sub = SubscriptionKey {
+                client_id: Text::from_static("client"),
+                name: Text::from_static(self.pick(&SUBS)),
+            };
             let destination = self.store.destination(&topic);
             let from = self.random.below(4);
             let entry = self.store.next_pending(destination, &sub, Tier::Default, from).unwrap()?;
-            let id = kahawai_store::inspect::read_message(&self.store.reader(), entry.location, entry.size).unwrap().id;
+            let id = kahawai_store::inspect::read_message(&self.store.reader(), entry.location, entry.size)
+                .unwrap()
+                .id;
             let sequence = entry.sequence;
             if !taken.insert((format!("{topic} {sub}"), sequence)) {
                 return None;
             }
             let step = Step::Acknowledge { topic: topic.to_string(), sub: sub.to_string(), sequence };
             let unmatched = self.random.chance(4);
-            return Some((Operation::Acknowledge { destination, subscription: sub, sequence, id, unmatched, by }, step));
+            return Some((
+                Operation::Acknowledge { destination, subscription: sub, sequence, id, unmatched, by },
+                step,
+            ));
         }
         let queue = Destination::queue(self.pick(&QUEUES));
         let destination = self.store.destination(&queue);
@@ -243,7 +264,9 @@ impl World {
         if !taken.insert((queue.to_string(), entry.sequence)) {
             return None;
         }
-        let id = kahawai_store::inspect::read_message(&self.store.reader(), entry.location, entry.size).unwrap().id;
+        let id = kahawai_store::inspect::read_message(&self.store.reader(), entry.location, entry.size)
+            .unwrap()
+            .id;
         let step = Step::Remove { from: queue.to_string(), sequence: entry.sequence };
         Some((Operation::Remove { destination, sequence: entry.sequence, id, by }, step))
     }
@@ -294,7 +317,8 @@ impl World {
                 let mut steps = Vec::new();
                 let mut next: BTreeMap<String, u64> = BTreeMap::new();
                 for _ in 0..1 + self.random.below(5) {
-                    let piece = if self.random.chance(2) { Some(self.add()) } else { self.removal(&mut taken) };
+                    let piece =
+                        if self.random.chance(2) { Some(self.add()) } else { self.removal(&mut taken) };
                     let Some((operation, mut step)) = piece else { continue };
                     if let Step::Add { to, sequence, .. } = &mut step {
                         let given = next.entry(to.clone()).or_insert(*sequence);
@@ -308,7 +332,8 @@ impl World {
                     return true;
                 }
                 self.next_id += 1;
-                let id = TransactionId::Local { connection: Text::from_static("ID:test"), value: self.next_id };
+                let id =
+                    TransactionId::Local { connection: Text::from_static("ID:test"), value: self.next_id };
                 let result = if self.random.chance(3) {
                     self.store.together(&operations)
                 } else {
@@ -330,13 +355,15 @@ impl World {
                     ..SubscriptionInfo::default()
                 };
                 let Ok(end) = self.store.subscribe(key, &info, false) else { return false };
-                self.log.push((end, Step::Subscribe { topic: topic.to_string(), sub: format!("client:{name}") }));
+                self.log
+                    .push((end, Step::Subscribe { topic: topic.to_string(), sub: format!("client:{name}") }));
             }
             81..83 => {
                 let topic = Destination::topic(self.pick(&TOPICS));
                 let name = self.pick(&SUBS);
                 let key = self.store.destination(&topic);
-                let sub = SubscriptionKey { client_id: Text::from_static("client"), name: Text::from_static(name) };
+                let sub =
+                    SubscriptionKey { client_id: Text::from_static("client"), name: Text::from_static(name) };
                 let Ok(end) = self.store.unsubscribe(key, &sub) else { return false };
                 self.log.push((end, Step::Unsubscribe { topic: topic.to_string(), sub: sub.to_string() }));
             }
