@@ -1,5 +1,6 @@
 //! A data directory seen through changes that stay in memory: to try a recovery without touching what is there.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,9 +77,8 @@ impl File for OverlayFile {
             let at = offset + done as u64;
             let (page, inside) = (at / PAGE as u64, (at % PAGE as u64) as usize);
             let count = (PAGE - inside).min(bytes.len() - done);
-            if !inner.pages.contains_key(&page) {
-                let fresh = self.base_page(page)?;
-                inner.pages.insert(page, fresh);
+            if let Entry::Vacant(vacant) = inner.pages.entry(page) {
+                vacant.insert(self.base_page(page)?);
             }
             if let (Some(to), Some(from)) = (
                 inner.pages.get_mut(&page).and_then(|page| page.get_mut(inside..inside + count)),

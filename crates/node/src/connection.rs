@@ -132,7 +132,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             if self.closing && self.out.is_empty() {
                 return self.close().await;
             }
-            if self.end_of_input && !self.closing && !(self.unread && !self.stalled) {
+            // Who has said all and closed its side still gets the answers that it waits for.
+            let owed = !self.answers.is_empty() || !self.held.is_empty() || !self.out.is_empty();
+            if self.end_of_input && !self.closing && (!self.unread || self.stalled) && !owed {
                 return Ok(());
             }
             if !self.closing {

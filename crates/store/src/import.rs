@@ -149,7 +149,7 @@ pub fn import(
     let path = files.describe(&name);
     let page = |source| ImportError::Page { path: path.clone(), source };
     let import = Import::open(&data, redo.as_ref().map(|at| at as &dyn ReadAt)).map_err(page)?;
-    let metadata = import.metadata().clone();
+    let metadata = *import.metadata();
     let old = |what| ImportError::Old { path: path.clone(), version: metadata.version, what };
     if metadata.openwire_version < 11 {
         return Err(old("messages in OpenWire version 11"));

@@ -1,0 +1,1 @@
+"""What the interop suites share: processes, a STOMP client of our own, fixtures, comparisons."""
