@@ -152,7 +152,14 @@ pub fn destinations(store: &mut Inspection) -> anyhow::Result<Vec<Value>> {
         if !is_queue {
             let mut subs = Vec::new();
             for (sub_key, sub) in &subscriptions {
-                let pending = store.pending(key, sub_key)?;
+                let unacked = store.pending(key, sub_key)?;
+                let ids = |all: bool| -> Vec<&str> {
+                    unacked
+                        .iter()
+                        .filter(|(_, delivered)| all || *delivered)
+                        .map(|(id, _)| id.as_str())
+                        .collect()
+                };
                 subs.push(json!({
                     "clientId": &*sub.info.client_id,
                     "subscriptionName": &*sub.info.subscription_name,
@@ -160,8 +167,8 @@ pub fn destinations(store: &mut Inspection) -> anyhow::Result<Vec<Value>> {
                     "noLocal": sub.info.no_local,
                     "subscribedDestination": sub.info.subscribed_destination.as_ref().map(ToString::to_string),
                     "pendingCount": sub.pending,
-                    "pendingMessageIds": pending,
-                    "unackedMessageIds": pending,
+                    "pendingMessageIds": ids(false),
+                    "unackedMessageIds": ids(true),
                 }));
             }
             one.insert("subscriptions".into(), Value::Array(subs));

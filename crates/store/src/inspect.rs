@@ -183,17 +183,18 @@ impl Inspection {
         Ok(())
     }
 
-    /// Ids of the messages that a durable subscription has not acknowledged, in delivery order; those that a prepared
-    /// transaction acknowledges are still among them.
+    /// Ids of the messages that a durable subscription has not acknowledged, in delivery order, each with whether it would be
+    /// delivered: those that a prepared transaction acknowledges would not.
     pub fn pending(
         &mut self,
         topic: DestinationKey,
         subscription: &kahawai_message::storage::SubscriptionKey,
-    ) -> Result<Vec<String>, RecordError> {
+    ) -> Result<Vec<(String, bool)>, RecordError> {
         let Some(sub) = self.state.get(topic).and_then(|d| d.subscriptions.get(subscription)).cloned() else {
             return Ok(Vec::new());
         };
         let messages = self.messages(topic)?;
-        Ok(messages.iter().filter(|(n, _)| sub.has_pending(*n)).map(|(_, m)| m.id.to_string()).collect())
+        let pending = messages.iter().filter(|(sequence, _)| sub.has_pending(*sequence));
+        Ok(pending.map(|(sequence, m)| (m.id.to_string(), !sub.held.contains(sequence))).collect())
     }
 }
