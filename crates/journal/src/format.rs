@@ -121,12 +121,14 @@ impl Control {
         bytes
     }
 
-    /// `None` where no batch begins: other bytes, or a negative length.
+    /// `None` where no batch begins: other bytes, or a length that is not positive. Nobody writes a batch of nothing, but a
+    /// write that was torn right behind the magic leaves one: length and checksum are then the zeros of the next sector, and
+    /// a checksum of zero is not checked.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let rest = bytes.strip_prefix(&MAGIC)?;
         let (length, rest) = rest.split_first_chunk::<4>()?;
         let (checksum, _) = rest.split_first_chunk::<8>()?;
-        let payload_bytes = u32::try_from(i32::from_be_bytes(*length)).ok()?;
+        let payload_bytes = u32::try_from(i32::from_be_bytes(*length)).ok().filter(|&bytes| bytes > 0)?;
         Some(Self { payload_bytes, checksum: u64::from_be_bytes(*checksum) })
     }
 }

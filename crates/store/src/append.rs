@@ -1,6 +1,6 @@
 //! The store at run time: commands go to the journal, and to the index when they are committed.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -226,6 +226,32 @@ impl Store {
         let files = record.files().to_vec();
         let appended = self.append(|out| record.encode(out))?;
         Ok(self.pend(appended.end, Op::Collect { files }))
+    }
+
+    /// What is appended and not committed yet: messages that are about to go, and destinations that change as a whole.
+    /// None of them may be moved: the removal would stand before the new record, and the message would come back.
+    pub(crate) fn unsettled(&self) -> (HashSet<(DestinationKey, u64)>, HashSet<DestinationKey>) {
+        fn look(op: &Op, messages: &mut HashSet<(DestinationKey, u64)>, whole: &mut HashSet<DestinationKey>) {
+            match op {
+                Op::Remove { destination, sequence, .. }
+                | Op::Acknowledge { destination, sequence, .. }
+                | Op::Update { destination, sequence, .. } => {
+                    messages.insert((*destination, *sequence));
+                }
+                Op::Unsubscribe { destination, .. }
+                | Op::Subscribe { destination, .. }
+                | Op::RemoveDestination { destination, .. } => {
+                    whole.insert(*destination);
+                }
+                Op::Transaction { operations, .. } => {
+                    operations.iter().for_each(|op| look(op, messages, whole))
+                }
+                Op::Add { .. } | Op::Collect { .. } => {}
+            }
+        }
+        let (mut messages, mut whole) = (HashSet::new(), HashSet::new());
+        self.pending.iter().for_each(|(_, op)| look(op, &mut messages, &mut whole));
+        (messages, whole)
     }
 
     /// Appends `stored`, the bytes of a message that lives elsewhere, as its new record. With it, in the same batch, the

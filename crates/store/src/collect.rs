@@ -90,6 +90,7 @@ impl Store {
     /// `read` = payloads of the candidates' records, read outside of the lock. Returns how many moved.
     pub fn relocate(&mut self, candidates: &[(Candidate, bytes::Bytes)]) -> Result<usize, StorageError> {
         let mut moved = 0;
+        let (messages, whole) = self.unsettled();
         for (candidate, payload) in candidates {
             let Ok(Command::AddMessage(add) | Command::UpdateMessage(add)) = decode(payload.clone()) else {
                 continue;
@@ -98,6 +99,9 @@ impl Store {
             let key = self.state.key(&add.destination);
             let Some(id) = MessageId::from_key(&add.message_key) else { continue };
             let Some(entry) = self.find(key, head.broker_sequence, candidate.at)? else { continue };
+            if whole.contains(&key) || messages.contains(&(key, entry.sequence)) {
+                continue; // the next round finds it settled
+            }
             let mut stored = add.message.to_vec();
             let place = head.broker_sequence_offset;
             if let Some(bytes) = stored.get_mut(place..place + 8) {

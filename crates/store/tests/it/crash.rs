@@ -46,6 +46,15 @@ proptest! {
     }
 }
 
+/// Lives that once went wrong.
+#[test]
+fn lives_that_went_wrong_stay_right() {
+    // A message with a removal under way was moved, and came back.
+    live(10_406_480_387_799_562_626, 6, 77, |_| {});
+    // A write torn behind the magic of its batch was taken for an empty batch of ActiveMQ's.
+    live(17_776_477_999_064_469_031, 4, 150, |world| world.files.die_after(245));
+}
+
 /// A long life in one go, so that files are collected and messages moved many times.
 #[test]
 fn space_comes_back_over_a_long_life() {
