@@ -17,8 +17,13 @@ fn live(seed: u64, lives: u64, steps: u64, fault: impl Fn(&mut World)) {
     }
 }
 
+/// How many lives: `PROPTEST_CASES` for a long search.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(64)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     /// Whatever a power loss does to what was not flushed: what was confirmed is there, what was never sent is not, a
     /// transaction is whole or not there, and the index equals the replay.
