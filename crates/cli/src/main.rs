@@ -5,6 +5,7 @@ mod run;
 mod show;
 mod store;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -43,7 +44,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let format = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     tracing_subscriber::registry().with(format).with(Targets::new().with_default(cli.log)).init();
     let result = match cli.command {
         Command::Run(args) => return run::run(args),

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use clap::Args;
 use kahawai_node::{Node, NodeError, NodeOptions, StompListener};
-use tracing::error;
 
 /// Exit code for a configuration that cannot be used.
 const UNUSABLE: u8 = 2;
@@ -100,10 +99,13 @@ pub fn run(args: RunArgs) -> ExitCode {
     match runtime.block_on(serve(options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!(%error, "stopped");
-            eprintln!("kahawai: {error}");
+            eprintln!("kahawai: {}", kahawai_node::chain(&error));
             match error {
-                NodeError::Listen { .. } | NodeError::Tls(_) => ExitCode::from(UNUSABLE),
+                NodeError::Listen { .. }
+                | NodeError::Tls(_)
+                | NodeError::Open(kahawai_store::OpenError::Journal(
+                    kahawai_journal::OpenError::FileBytes { .. },
+                )) => ExitCode::from(UNUSABLE),
                 _ => ExitCode::FAILURE,
             }
         }

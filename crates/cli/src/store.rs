@@ -18,6 +18,14 @@ use serde_json::{Map, Value, json};
 
 use crate::show;
 
+/// Prints a line. Whoever reads us may stop reading, as `head` does: no reason to fail.
+macro_rules! say {
+    ($($arguments:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($arguments)*);
+    }};
+}
+
 /// Look at, check and repair stores.
 #[derive(Subcommand)]
 pub enum StoreCommand {
@@ -141,7 +149,7 @@ fn inspect_command(args: &StoreArgs) -> anyhow::Result<ExitCode> {
     out.insert("destinations".into(), Value::Array(destinations));
     out.insert("inDoubtXa".into(), Value::Array(in_doubt));
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&out)?);
+        say!("{}", serde_json::to_string_pretty(&out)?);
     } else {
         print_inspection(&out, &notes);
     }
@@ -150,13 +158,13 @@ fn inspect_command(args: &StoreArgs) -> anyhow::Result<ExitCode> {
 
 fn print_inspection(out: &Map<String, Value>, notes: &[String]) {
     for note in notes {
-        println!("{note}");
+        say!("{note}");
     }
     let list = |key: &str| out.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     for d in list("destinations") {
-        println!("{}  {} messages", d["destination"].as_str().unwrap_or_default(), d["count"]);
+        say!("{}  {} messages", d["destination"].as_str().unwrap_or_default(), d["count"]);
         for sub in d["subscriptions"].as_array().into_iter().flatten() {
-            println!(
+            say!(
                 "    subscription {}:{}  {} pending",
                 sub["clientId"].as_str().unwrap_or_default(),
                 sub["subscriptionName"].as_str().unwrap_or_default(),
@@ -164,7 +172,7 @@ fn print_inspection(out: &Map<String, Value>, notes: &[String]) {
             );
         }
         for m in d["messages"].as_array().into_iter().flatten() {
-            println!(
+            say!(
                 "    {}  {}  {} bytes  priority {}",
                 m["messageId"].as_str().unwrap_or_default(),
                 m["class"].as_str().unwrap_or_default(),
@@ -174,7 +182,7 @@ fn print_inspection(out: &Map<String, Value>, notes: &[String]) {
         }
     }
     for t in list("inDoubtXa") {
-        println!(
+        say!(
             "in doubt: format {} global {} branch {}",
             t["formatId"],
             t["globalTransactionIdHex"].as_str().unwrap_or_default(),
@@ -182,7 +190,7 @@ fn print_inspection(out: &Map<String, Value>, notes: &[String]) {
         );
     }
     for j in list("scheduledJobs") {
-        println!(
+        say!(
             "scheduled: {} next {}",
             j["jobId"].as_str().unwrap_or_default(),
             j["nextExecutionTime"].as_str().unwrap_or_default()
@@ -291,12 +299,12 @@ fn verify(args: &StoreArgs) -> anyhow::Result<ExitCode> {
     let mut sound = true;
     let mut out = Vec::new();
     for (name, files) in stores {
-        let report = kahawai_journal::verify(&files, 0, KnownPositions::default())?;
+        let report = kahawai_journal::verify(&files, 0, kahawai_store::known_positions(&files))?;
         sound &= report.is_sound();
         let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
         if !args.json {
             for file in &report.files {
-                println!(
+                say!(
                     "{}db-{}.log  {} bytes, {} used, {} batches ({} of ActiveMQ's, {} without checksum), {} records",
                     if name.is_empty() { String::new() } else { format!("{name}/") },
                     file.id,
@@ -309,7 +317,7 @@ fn verify(args: &StoreArgs) -> anyhow::Result<ExitCode> {
                 );
             }
             for finding in &findings {
-                println!("{finding}");
+                say!("{finding}");
             }
         }
         out.push(json!({
@@ -325,9 +333,9 @@ fn verify(args: &StoreArgs) -> anyhow::Result<ExitCode> {
         }));
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&json!({ "sound": sound, "stores": out }))?);
+        say!("{}", serde_json::to_string_pretty(&json!({ "sound": sound, "stores": out }))?);
     } else {
-        println!("{}", if sound { "sound" } else { "NOT sound" });
+        say!("{}", if sound { "sound" } else { "NOT sound" });
     }
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -356,7 +364,7 @@ fn rebuild(args: &RebuildArgs) -> anyhow::Result<ExitCode> {
     opened.store.index().write(checkpoint)?;
     let report = &opened.report;
     if args.store.json {
-        println!(
+        say!(
             "{}",
             serde_json::to_string_pretty(&json!({
                 "index": format!("{:?}", report.index),
@@ -367,9 +375,9 @@ fn rebuild(args: &RebuildArgs) -> anyhow::Result<ExitCode> {
             }))?
         );
     } else {
-        println!("index made from {:?}, {} records replayed", report.index, report.records);
+        say!("index made from {:?}, {} records replayed", report.index, report.records);
         for lost in &report.lost {
-            println!("lost: {lost}");
+            say!("lost: {lost}");
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -384,18 +392,18 @@ fn why_retained(args: &StoreArgs) -> anyhow::Result<ExitCode> {
     for file in &store.recovery.files {
         let why: Vec<String> = reasons.get(&file.id).into_iter().flatten().map(ToString::to_string).collect();
         if !args.json {
-            println!("db-{}.log  {} bytes", file.id, file.bytes);
+            say!("db-{}.log  {} bytes", file.id, file.bytes);
             for reason in &why {
-                println!("    {reason}");
+                say!("    {reason}");
             }
             if why.is_empty() {
-                println!("    nothing: it goes with the next collection");
+                say!("    nothing: it goes with the next collection");
             }
         }
         out.push(json!({ "file": file.id, "bytes": file.bytes, "reasons": why }));
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&json!({ "files": out }))?);
+        say!("{}", serde_json::to_string_pretty(&json!({ "files": out }))?);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -66,8 +66,9 @@ pub fn journal(shared: &Arc<Shared>, mut writer: Writer) -> std::io::Result<Join
                     shared.bell.ring();
                 }
                 Err(error) => {
-                    error!(%error, "the journal failed; nothing is confirmed any more");
-                    shared.fail(error.to_string());
+                    let reason = crate::chain(&error);
+                    error!(%reason, "the journal failed; nothing is confirmed any more");
+                    shared.fail(reason);
                     return;
                 }
             }
@@ -228,8 +229,9 @@ pub fn upkeep(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
             let due = now - checkpointed.0 >= CHECKPOINT_MS || behind >= CHECKPOINT_BYTES;
             if due && position != checkpointed.1 {
                 if let Err(error) = checkpoint(shared, false) {
-                    error!(%error, "the index could not be written; nothing is confirmed any more");
-                    shared.fail(error.to_string());
+                    let reason = crate::chain(&error);
+                    error!(%reason, "the index could not be written; nothing is confirmed any more");
+                    shared.fail(reason);
                     return;
                 }
                 checkpointed = (now, position);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kahawai_env::{Files, OverlayFiles};
-use kahawai_journal::{Journal, JournalOptions, JournalReader, KnownPositions, Recovery};
+use kahawai_journal::{Journal, JournalOptions, JournalReader, Recovery};
 use kahawai_kahadb::command::{Command, decode};
 use kahawai_message::storage::{DestinationKey, Tier};
 use kahawai_message::stored::decode_message;
@@ -45,12 +45,13 @@ pub struct RecordError {
 /// As [`crate::open::open`]; a directory that cannot be opened cannot be inspected, and the error says why.
 pub fn inspect(files: &Arc<dyn Files>) -> Result<Inspection, OpenError> {
     check_kind(files)?;
+    let known = crate::open::known_positions(files);
     // A recovery like any other, whose changes stay in memory.
     let files: &Arc<dyn Files> = &(Arc::new(OverlayFiles::new(Arc::clone(files))) as Arc<dyn Files>);
     let options = JournalOptions { preallocate: false, ..JournalOptions::default() };
-    let (journal, recovery) = Journal::open(Arc::clone(files), options, KnownPositions::default())?;
+    let (journal, recovery) = Journal::open(Arc::clone(files), options, known)?;
     let reader = journal.reader();
-    let reason = "there is no index of ActiveMQ's".to_owned();
+    let reason = "an inspection reads the journal itself".to_owned();
     let Loaded { state, how, open, .. } = load_foreign(files, &reader, &recovery, None, false, reason)?;
     Ok(Inspection { state, reader, recovery, how, open })
 }

@@ -26,4 +26,4 @@ pub mod state;
 
 pub use append::Store;
 pub use identity::{Identity, IdentityError, NODE_FILE};
-pub use open::{OpenError, OpenOptions, Opened, Rebuilt, Report, open};
+pub use open::{OpenError, OpenOptions, Opened, Rebuilt, Report, known_positions, open};

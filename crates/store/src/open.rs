@@ -43,6 +43,17 @@ pub enum OpenError {
     /// What follows from the recovery could not be appended.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// A data file with live messages is gone.
+    #[error(
+        "{file} is missing, and {messages} live messages with it; put it back from a backup, or let `kahawai store \
+         rebuild-index --accept-loss` go on without them"
+    )]
+    MissingFile {
+        /// Which.
+        file: String,
+        /// How many messages the index has in it.
+        messages: u64,
+    },
     /// The file system.
     #[error("{path}: {source}")]
     Io {
@@ -235,20 +246,39 @@ fn first_batch(recovery: &Recovery, file: u32) -> Lsn {
 }
 
 fn load_checkpoint(
-    index: &Arc<IndexStore>,
     reader: &JournalReader,
     header: Header,
     mut state: State,
     recovery: &Recovery,
 ) -> Result<Loaded, ReplayError> {
-    let _ = index;
-    let mut from = header.replay_from;
-    if from < header.applied || !recovery.files.iter().any(|f| f.id == from.file()) {
-        from = first_batch(recovery, from.file());
-    }
+    // A position of the index lies between two records, not always between two batches: the replayer skips by record.
+    let from = first_batch(recovery, header.replay_from.file());
     let replayer = Replayer::new(&mut state, reader.clone(), None, false, header.applied);
     let (records, open) = run(replayer, reader, from)?;
     Ok(Loaded { state, how: Rebuilt::Checkpoint, records, open, lost: Vec::new() })
+}
+
+/// Refuses a directory that lacks data files with live messages: serving it would lose them one by one, and silently.
+fn check_complete(files: &Arc<dyn Files>, state: &State, recovery: &Recovery) -> Result<(), OpenError> {
+    for (id, use_) in state.files.iter().filter(|(id, use_)| use_.live > 0 && !state.collected.contains(id)) {
+        if !recovery.files.iter().any(|file| file.id == id) {
+            let file = files.describe(&kahawai_journal::data_file_name(id));
+            return Err(OpenError::MissingFile { file, messages: use_.live });
+        }
+    }
+    Ok(())
+}
+
+/// What the index of a stopped store says had been confirmed: what `verify` and `inspect` judge a journal's tail by. Changes
+/// nothing; without a readable index it knows nothing.
+pub fn known_positions(files: &Arc<dyn Files>) -> KnownPositions {
+    let looked = || -> Option<Header> {
+        files.exists(crate::checkpoint::INDEX_FILE).ok().filter(|&there| there)?;
+        let overlay: Arc<dyn Files> = Arc::new(kahawai_env::OverlayFiles::new(Arc::clone(files)));
+        IndexStore::open(&overlay).ok()?.load(&mut State::new(None)).ok()?
+    };
+    let applied = looked().map_or(Lsn::ZERO, |header| header.applied);
+    KnownPositions { commit: applied, durable: applied }
 }
 
 /// Refuses directories that hold something else than one message store.
@@ -290,9 +320,6 @@ pub fn open(
 ) -> Result<Opened, OpenError> {
     let io = |source| OpenError::Io { path: files.describe(""), source };
     check_kind(files)?;
-    if options.rebuild {
-        IndexStore::discard(files)?;
-    }
     let mut why = "there is no index yet".to_owned();
     let mut index = match IndexStore::open(files) {
         Ok(index) => Arc::new(index),
@@ -318,8 +345,18 @@ pub fn open(
     let reader = journal.reader();
     let mut loaded = None;
     if let Some(header) = header {
-        match load_checkpoint(&index, &reader, header, state, &recovery) {
-            Ok(found) => loaded = Some(found),
+        match load_checkpoint(&reader, header, state, &recovery) {
+            Ok(found) => {
+                if !options.accept_loss {
+                    check_complete(files, &found.state, &recovery)?;
+                }
+                // An index that is to be thrown away has told what was confirmed, and which files there have to be.
+                if options.rebuild {
+                    why = "it was asked for".to_owned();
+                } else {
+                    loaded = Some(found);
+                }
+            }
             Err(error @ (ReplayError::ForeignTail { .. } | ReplayError::Chunk(_))) => {
                 info!(%error, "the index is rebuilt");
                 why = error.to_string();

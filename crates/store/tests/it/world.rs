@@ -275,7 +275,10 @@ impl World {
     pub fn settle(&mut self) -> bool {
         loop {
             match self.writer.try_next(self.confirmed) {
-                Ok(None) => return true,
+                Ok(None) => {
+                    while self.store.apply(self.confirmed, 3, &mut Vec::new()).unwrap() {}
+                    return true;
+                }
                 Err(_) => return false,
                 Ok(Some(batch)) => match self.writer.write(batch) {
                     Ok(end) => {
@@ -374,6 +377,13 @@ impl World {
                 self.log.push((end, Step::RemoveDestination { name: queue.to_string() }));
             }
             84..88 => {
+                // The index may stand in the middle of a batch.
+                if let Ok(Some(batch)) = self.writer.try_next(self.confirmed) {
+                    let Ok(end) = self.writer.write(batch) else { return false };
+                    self.confirmed = end;
+                    let some = self.random.below(4) as usize;
+                    self.store.apply(end, some, &mut Vec::new()).unwrap();
+                }
                 let checkpoint = self.store.begin_checkpoint(false);
                 let header = checkpoint.header;
                 if self.store.index().write(checkpoint).is_err() {
