@@ -142,7 +142,7 @@ class Consumer:
     def run(self, address):
         try:
             client = wire.Client(address, timeout=60)
-            client.subscribe(self.queue, ack="client-individual", activemq__prefetchSize=1000)
+            client.subscribe(self.queue, ack="client-individual", activemq__prefetchSize=50)
             waiting = {}
             number = 0
             while True:

@@ -46,6 +46,10 @@ pub struct RunArgs {
     /// Admin HTTP; not built yet: only `off`.
     #[arg(long, default_value = "off")]
     admin: String,
+    /// Destination in which messages of priority 5 to 9 overtake those of 4, and these the rest; `NAME` or `topic://NAME`,
+    /// patterns (`ORDERS.>`) allowed; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    prioritised: Vec<String>,
     /// Most client connections at a time.
     #[arg(long, default_value_t = 10_000)]
     connections_max: usize,
@@ -85,6 +89,8 @@ pub fn run(args: RunArgs) -> ExitCode {
     let mut options = NodeOptions::new(&args.data);
     options.connections_max = args.connections_max;
     options.broker.limits.memory_bytes_max = args.memory_bytes_max;
+    let prioritised = args.prioritised.iter().map(|name| kahawai_message::Destination::from_qualified(name));
+    options.broker.prioritised = prioritised.collect();
     options.store.journal.file_bytes_max = args.journal_file_bytes;
     if args.stomp != "off" {
         options.stomp.push(StompListener { address: args.stomp, tls: None });
