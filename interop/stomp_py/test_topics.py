@@ -1,6 +1,7 @@
 """Topics and durable subscriptions."""
 
 import contextlib
+import threading
 
 import pytest
 from harness import wire
@@ -122,6 +123,25 @@ def test_a_client_id_is_used_by_one_connection_at_a_time(broker, topic):
         second.frame("CONNECT", {"accept-version": "1.2", "host": "localhost", "client-id": f"{topic}-owner"})
         assert "already" in second.expect("ERROR")["message"].lower()
         second.close()
+
+
+def test_a_client_id_is_free_once_disconnect_is_confirmed(broker, topic):
+    failures = []
+
+    def come_and_go(number):
+        try:
+            for _ in range(100):
+                with durable(broker, topic, client_id=f"{topic}-{number}") as owner:
+                    owner.disconnect()
+        except wire.Refused as refused:
+            failures.append(refused)
+
+    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
 
 
 def test_a_wildcard_subscription_gathers_from_all_its_topics(broker, topic):

@@ -16,7 +16,7 @@ use kahawai_message::storage::{Storage, StorageError};
 use kahawai_stomp::{After, Closed, Connection, ConnectionOptions, Progress};
 use kahawai_types::{Lsn, Millis};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::core::{Core, Shared};
 use crate::outbox::{Item, Outbox};
@@ -31,6 +31,8 @@ const OUT_BYTES_MAX: usize = 256 << 10;
 const REQUESTS_MAX: usize = 256;
 /// Requests that may queue behind a blocked send before reading stops.
 const BLOCKED_MAX: usize = 256;
+/// A connection says at most this often that it is held back, milliseconds.
+const HELD_BACK_LOG_MS: Millis = 10_000;
 /// How long the last bytes may take before the socket is closed.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -68,6 +70,7 @@ struct Task<S> {
     acks: Vec<Ack>,
     window: WindowReader,
     peer: String,
+    held_back_logged: Millis,
     closing: bool,
 }
 
@@ -100,6 +103,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         acks: Vec::new(),
         window,
         peer,
+        held_back_logged: 0,
         closing: false,
         shared,
     };
@@ -335,7 +339,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                     Ok(Outcome::Done) => self.owe(core.answer_at(), token),
                     Ok(Outcome::At(lsn)) => self.owe(lsn, token),
                     Ok(Outcome::Blocked(request, reason)) => {
-                        debug!(peer = %self.peer, ?reason, "producer held back");
+                        // An operator sees who waits, and for what; one that comes and goes does not fill the log.
+                        if now >= self.held_back_logged + HELD_BACK_LOG_MS {
+                            self.held_back_logged = now;
+                            info!(peer = %self.peer, ?reason, "producer held back at a limit");
+                        }
                         self.held.push_back(Held::Request(*request, token));
                     }
                     Err(refusal) => refused.push((token, refusal)),
