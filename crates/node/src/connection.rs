@@ -31,6 +31,8 @@ const OUT_BYTES_MAX: usize = 256 << 10;
 const REQUESTS_MAX: usize = 256;
 /// Requests that may queue behind a blocked send before reading stops.
 const BLOCKED_MAX: usize = 256;
+/// When a connection that waits for nothing looks up.
+const IDLE: Duration = Duration::from_secs(3600);
 /// A connection says at most this often that it is held back, milliseconds.
 const HELD_BACK_LOG_MS: Millis = 10_000;
 /// How long the last bytes may take before the socket is closed.
@@ -117,7 +119,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     async fn run(&mut self) -> io::Result<()> {
-        let mut timer = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
+        let mut timer = Box::pin(tokio::time::sleep(IDLE));
         let mut deadline = None;
         loop {
             if self.outbox.is_closing() {
@@ -227,6 +229,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             Ok(next) => {
                 if deadline.is_some_and(|set| set <= now) || timer.is_elapsed() {
                     *deadline = None;
+                    // One that has rung would go on ringing.
+                    timer.as_mut().reset(tokio::time::Instant::now() + IDLE);
                 }
                 if let Some(next) = next
                     && deadline.is_none_or(|set| next < set)
