@@ -29,7 +29,7 @@ QUEUES = 3
 CHECK_EVERY = 10
 JOURNAL_FILE_BYTES = 4 << 20
 TRANSACTION = 7
-SILENCE_SECONDS = 2.0
+SILENCE_SECONDS = 10.0
 RECEIPT = re.compile(rb"\nreceipt-id:(\d+)\n")
 
 
