@@ -259,13 +259,14 @@ class Trial:
                 client.disconnect()
         asked = set().union(*(consumer.asked for consumer in self.consumers))
         acked = set().union(*(consumer.confirmed for consumer in self.consumers)) - {None}
-        for producer in self.producers:
-            self.compare(producer, found, asked, acked)
         if self.broker.stop() != 0:
             raise Violation(f"no clean stop\n{self.broker.errors()}")
-        left = sum(entry["count"] for entry in recovered.inspect(self.directory)["destinations"])
+        # Before anything is called lost: what was not delivered although nobody else wanted it is another fault.
+        left = {entry["name"]: entry["count"] for entry in recovered.inspect(self.directory)["destinations"] if entry["count"]}
         if left:
-            raise Violation(f"{left} messages are left after everything was acknowledged")
+            raise Violation(f"after {SILENCE_SECONDS} s of silence there are messages that were not delivered: {left}")
+        for producer in self.producers:
+            self.compare(producer, found, asked, acked)
         verified = process.run("store", "verify", self.directory)
         if verified.returncode != 0:
             raise Violation(f"verify: {verified.stdout}{verified.stderr}")

@@ -46,6 +46,17 @@ enum Held {
     Answer(Lsn, Token),
 }
 
+/// How far a client's own goodbye is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Goodbye {
+    /// It has not said it.
+    No,
+    /// Its DISCONNECT waits for what was before it.
+    Asked,
+    /// The broker has let it go: its client id and its subscriptions are free, the answer may leave.
+    Gone,
+}
+
 struct Task<S> {
     stream: S,
     shared: Arc<Shared>,
@@ -73,6 +84,7 @@ struct Task<S> {
     window: WindowReader,
     peer: String,
     held_back_logged: Millis,
+    goodbye: Goodbye,
     closing: bool,
 }
 
@@ -106,6 +118,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         window,
         peer,
         held_back_logged: 0,
+        goodbye: Goodbye::No,
         closing: false,
         shared,
     };
@@ -215,7 +228,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         // Room was made: there may be deliveries or input that waited for it.
         if wrote
             && self.out.len() < OUT_BYTES_MAX
-            && (!self.deliveries.is_empty() || self.unread || self.closing)
+            && (!self.deliveries.is_empty()
+                || self.unread
+                || self.closing
+                || self.goodbye == Goodbye::Asked)
         {
             return Poll::Ready(Ok(()));
         }
@@ -258,6 +274,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     fn take_items(&mut self) {
         self.outbox.take(&mut self.items);
         self.deliveries.extend(self.items.drain(..));
+        if self.goodbye != Goodbye::No {
+            // Nobody waits for them; they go back to their queues with the connection.
+            self.deliveries.clear();
+        }
     }
 
     /// Sends the answers that the commit position has reached.
@@ -267,6 +287,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             while let Some(&(lsn, token)) = self.answers.front() {
                 if lsn > position {
                     break;
+                }
+                // A DISCONNECT is the last: who has its receipt may come back at once with the same client id.
+                if self.goodbye == Goodbye::Asked && self.answers.len() == 1 && self.held.is_empty() {
+                    if !self.out.is_empty() {
+                        return;
+                    }
+                    self.auto_acknowledge();
+                    self.leave();
+                    self.goodbye = Goodbye::Gone;
+                    let end = self.shared.with(|core| core.store.appended_end());
+                    self.answers[0].0 = end;
+                    continue;
                 }
                 self.answers.pop_front();
                 let after = self.machine.confirmed(token, &mut self.out);
@@ -387,6 +419,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                 Ok(Outcome::Done)
             }
             (request, Some(connection)) => {
+                if matches!(request, Request::Disconnect) {
+                    self.goodbye = Goodbye::Asked;
+                }
                 let result =
                     core.broker.request(now, connection, request, &mut core.store, &mut core.effects);
                 if let Err(Refusal::Storage(reason)) = &result {
@@ -506,6 +541,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
 
     fn leave(&mut self) {
         self.shared.commit.forget(&self.outbox);
+        self.registered = None;
         let Some(connection) = self.connection.take() else { return };
         let now = self.shared.now();
         self.shared.with(|core| {
