@@ -61,3 +61,20 @@ random_id! {
     /// Random identity of one process start.
     BootId
 }
+
+/// A copy of the journal: the node that holds it and the data directory that it lies in. A node with a new disk is another
+/// replica.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ReplicaId {
+    /// The node's name.
+    pub node: NodeId,
+    /// Its data directory.
+    pub store: StoreId,
+}
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Enough of the store's identity to tell two apart.
+        write!(f, "{}/{:08x}", self.node, (self.store.0 >> 96) as u32)
+    }
+}

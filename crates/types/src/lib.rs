@@ -5,7 +5,7 @@
 mod identity;
 mod position;
 
-pub use identity::{BootId, ClusterId, Epoch, NodeId, StoreId};
+pub use identity::{BootId, ClusterId, Epoch, NodeId, ReplicaId, StoreId};
 pub use position::{Location, Lsn, ParseLocationError};
 
 /// Milliseconds since the Unix epoch, as the JMS headers use them. A value, never read from a clock here.
