@@ -15,7 +15,20 @@ const PREFIX: &str = "kahawai-";
 
 /// Everything below the process, for those who may see it all.
 const MACHINES: &[&str] = &[
-    "broker", "config", "env", "journal", "kahadb", "message", "selector", "stomp", "store", "types", "wire",
+    "broker",
+    "config",
+    "election",
+    "env",
+    "journal",
+    "kahadb",
+    "kdbr",
+    "message",
+    "replication",
+    "selector",
+    "stomp",
+    "store",
+    "types",
+    "wire",
 ];
 
 /// Each crate with what it may depend on, without the prefix. Build-dependencies count like normal ones.
@@ -29,15 +42,20 @@ const ALLOWED: &[(&str, &[&[&str]])] = &[
     ("kahadb", &[&["message", "types", "wire"]]),
     ("broker", &[&["message", "selector", "types"]]),
     ("stomp", &[&["message", "types"]]),
+    ("kdbr", &[&["types", "wire"]]),
+    ("election", &[&["types"]]),
+    ("replication", &[&["kdbr", "types"]]),
     // storage
     ("env", &[&["types"]]),
     ("journal", &[&["env", "types", "wire"]]),
     ("store", &[&["env", "journal", "kahadb", "message", "types", "wire"]]),
     // process
     ("config", &[&["types"]]),
-    ("node", &[MACHINES]),
-    ("admin", &[&["node"], MACHINES]),
-    ("cli", &[&["admin", "node"], MACHINES]),
+    ("election-zookeeper", &[&["election", "types"]]),
+    ("admin-api", &[&["types"]]),
+    ("admin", &[&["admin-api", "types"]]),
+    ("node", &[&["admin", "admin-api", "election-zookeeper"], MACHINES]),
+    ("cli", &[&["admin", "admin-api", "election-zookeeper", "node"], MACHINES]),
     // proof
     ("testkit", &[&["env", "types"]]),
     ("xtask", &[]),
@@ -51,8 +69,11 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("axum", &["admin"]),
     ("clap", &["cli", "xtask"]),
     ("redb", &["store"]),
-    ("tokio", &["admin", "cli", "node"]),
+    ("prost", &["kdbr"]),
+    ("roxmltree", &["config"]),
+    ("tokio", &["admin", "cli", "election-zookeeper", "node"]),
     ("tokio-rustls", &["admin", "cli", "node"]),
+    ("zookeeper-client", &["election-zookeeper"]),
 ];
 
 /// One line of `[dependencies]` or its siblings.

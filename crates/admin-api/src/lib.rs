@@ -1,0 +1,1 @@
+//! Data types of the HTTP API, shared by server and command line.

@@ -1,0 +1,1 @@
+//! Typed settings, and the import of ActiveMQ's XML files.

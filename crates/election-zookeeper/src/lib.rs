@@ -1,0 +1,1 @@
+//! The cluster record kept in ZooKeeper.

@@ -1,0 +1,1 @@
+//! Who may be primary and under which epoch, decided over one versioned cluster record.

@@ -1,0 +1,1 @@
+//! Replication frames: the original messages and our extensions, and the handshake.
