@@ -80,6 +80,8 @@ struct Task<S> {
     held: VecDeque<Held>,
     items: Vec<Item>,
     deliveries: VecDeque<Item>,
+    /// Stored messages of a reign whose beginning is not committed yet: they may turn out not to exist.
+    withheld: VecDeque<Item>,
     acks: Vec<Ack>,
     window: WindowReader,
     peer: String,
@@ -114,6 +116,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         held: VecDeque::new(),
         items: Vec::new(),
         deliveries: VecDeque::new(),
+        withheld: VecDeque::new(),
         acks: Vec::new(),
         window,
         peer,
@@ -164,7 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     }
 
     fn may_process(&self) -> bool {
-        self.held.len() < BLOCKED_MAX && self.out.len() < OUT_BYTES_MAX
+        self.held.len() < BLOCKED_MAX && self.out.len() < OUT_BYTES_MAX && !self.shared.is_paused()
     }
 
     fn may_read(&self) -> bool {
@@ -173,6 +176,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
 
     fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut tokio::time::Sleep>) -> Poll<io::Result<()>> {
         let mut wrote = false;
+        if !self.out.is_empty() && !self.shared.gate.is_open(&*self.shared.clock) {
+            // Another node may lead by now: no success, no error, no message. The client comes back elsewhere.
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         while !self.out.is_empty() {
             match Pin::new(&mut self.stream).poll_write(cx, &self.out) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -482,9 +489,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
 
     /// Encodes what waits, as far as there is room.
     fn deliver(&mut self) {
+        let settled = self.shared.is_settled();
+        if settled && !self.withheld.is_empty() {
+            self.withheld.append(&mut self.deliveries);
+            std::mem::swap(&mut self.withheld, &mut self.deliveries);
+        }
         while self.out.len() < OUT_BYTES_MAX {
             match self.deliveries.pop_front() {
                 None => return,
+                // An event may be the end of what is withheld.
+                Some(item @ (Item::Event(_) | Item::Deliver(Delivery { source: Source::Stored(..), .. })))
+                    if !settled =>
+                {
+                    self.withheld.push_back(item);
+                }
                 Some(Item::Event(event)) => {
                     let after = self.machine.event(&event, &mut self.out);
                     self.after(after);
@@ -549,5 +567,68 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             core.check(result);
             core.unregister(connection);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use kahawai_broker::Broker;
+    use kahawai_env::{Clock, Files, OsEntropy};
+    use kahawai_store::OpenOptions;
+    use kahawai_testkit::MemoryFiles;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// Tokio's time, which stands still while any task can run.
+    #[derive(Debug)]
+    struct TokioClock(tokio::time::Instant);
+
+    impl Clock for TokioClock {
+        fn now_ms(&self) -> Millis {
+            self.0.elapsed().as_millis() as i64
+        }
+
+        fn boot_us(&self) -> u64 {
+            self.0.elapsed().as_micros() as u64
+        }
+    }
+
+    async fn a_quiet_hour() {
+        let clock: Arc<dyn Clock> = Arc::new(TokioClock(tokio::time::Instant::now()));
+        let files: Arc<dyn Files> = Arc::new(MemoryFiles::new());
+        let opened = kahawai_store::open(&files, &OsEntropy, &OpenOptions::default()).expect("an empty store");
+        let broker = Broker::new(kahawai_broker::Options::default());
+        let commit = opened.store.appended_end();
+        let (shared, _errands) = Shared::new(broker, opened.store, commit, files, clock);
+        let (mut client, server) = tokio::io::duplex(4096);
+        let options = ConnectionOptions::new("ID:test".to_owned());
+        let served = tokio::spawn(serve(server, "test".into(), options, shared));
+        client.write_all(b"CONNECT\naccept-version:1.2\nhost:x\n\n\0").await.expect("taken");
+        let mut answer = [0; 9];
+        client.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"CONNECTED");
+        // Past the CONNECT time-out, and past the timer's own longest wait.
+        tokio::time::sleep(2 * IDLE).await;
+        assert!(!served.is_finished(), "a quiet client without heart-beats stays");
+        drop(client);
+        served.await.expect("it ends with its client");
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // a watchdog: virtual time does not pass while a task spins
+    fn a_quiet_connection_does_not_spin() {
+        let (done, waiting) = mpsc::channel();
+        thread::spawn(move || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            let runtime = builder.enable_all().start_paused(true).build().expect("a runtime");
+            runtime.block_on(a_quiet_hour());
+            let _ = done.send(());
+        });
+        let within = Duration::from_secs(30);
+        waiting.recv_timeout(within).expect("two virtual hours of silence pass in no time");
     }
 }

@@ -1,7 +1,7 @@
 //! Broker and store behind one lock, and the way their effects take.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 
 use kahawai_broker::{Broker, ConnectionKey, Effect, LoadRequest, ScanRequest};
@@ -12,6 +12,7 @@ use kahawai_store::Store;
 use kahawai_types::{Lsn, Millis};
 
 use crate::confirm::Commit;
+use crate::gate::Gate;
 use crate::outbox::{Item, Outbox};
 
 /// Work that reads message bodies, outside of the core's lock.
@@ -125,6 +126,12 @@ pub struct Shared {
     errands: mpsc::Sender<Errand>,
     /// The applier's bell.
     pub bell: Bell,
+    /// May anything leave for clients?
+    pub gate: Gate,
+    /// Below it lies what another primary wrote and nobody may have confirmed: no checkpoint before it is committed.
+    settled_from: AtomicU64,
+    /// No request is taken any more: another node takes over.
+    paused: AtomicBool,
     failure: OnceLock<String>,
     failed: tokio::sync::Notify,
     stopping: AtomicBool,
@@ -158,15 +165,16 @@ impl Bell {
 }
 
 impl Shared {
-    /// Puts the parts together.
+    /// Puts the parts together. Everything below `commit` is confirmed.
     pub fn new(
         broker: Broker,
         store: Store,
+        commit: Lsn,
         files: Arc<dyn Files>,
         clock: Arc<dyn Clock>,
     ) -> (Arc<Self>, mpsc::Receiver<Errand>) {
         let (errands, receiver) = mpsc::channel();
-        let commit = Commit::new(kahawai_message::storage::Storage::committed(&store));
+        let commit = Commit::new(commit);
         let reader = store.reader();
         let core = Core {
             broker,
@@ -187,11 +195,55 @@ impl Shared {
             clock,
             errands,
             bell: Bell::default(),
+            gate: Gate::default(),
+            settled_from: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
             failure: OnceLock::new(),
             failed: tokio::sync::Notify::new(),
             stopping: AtomicBool::new(false),
         };
         (Arc::new(shared), receiver)
+    }
+
+    /// Everything below is on all replicas that have to have it.
+    pub fn confirm(&self, to: Lsn) {
+        if !self.gate.is_open(&*self.clock) {
+            return;
+        }
+        let was_settled = self.is_settled();
+        self.commit.raise(to);
+        self.bell.ring();
+        if !was_settled && self.is_settled() {
+            self.wake_all();
+        }
+    }
+
+    /// No checkpoint before this is committed.
+    pub fn settles_at(&self, at: Lsn) {
+        self.settled_from.store(at.0, Ordering::Release);
+    }
+
+    /// May the index be written?
+    pub fn is_settled(&self) -> bool {
+        self.commit.position().0 >= self.settled_from.load(Ordering::Acquire)
+    }
+
+    /// Takes no more requests, or takes them again.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Release);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        let outboxes: Vec<_> = self.lock().outboxes.values().cloned().collect();
+        for outbox in outboxes {
+            outbox.signal.set();
+        }
+    }
+
+    /// Are requests left where they are?
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
     }
 
     /// What time it is.

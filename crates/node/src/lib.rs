@@ -16,8 +16,10 @@
 mod confirm;
 mod connection;
 mod core;
+mod gate;
 mod node;
 mod outbox;
+mod serving;
 mod signal;
 mod threads;
 mod tls;
@@ -38,4 +40,5 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-pub use node::{Listening, Node, NodeError, NodeOptions, Status, StompListener};
+pub use node::{Node, NodeError, NodeOptions, Status};
+pub use serving::{Listening, StompListener};

@@ -5,10 +5,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kahawai_broker::{LoadResult, Loaded, ScanResult, Verdict};
-use kahawai_journal::{Preparer, WindowReader, Writer};
+use kahawai_journal::{Preparer, SealedBatch, WindowReader, Writer};
 use kahawai_message::Message;
 use kahawai_message::storage::Entry;
 use kahawai_store::collect::{MOVES_PER_STEP, candidates};
+use kahawai_types::Lsn;
 use tracing::{error, info, warn};
 
 use crate::core::{Errand, Shared};
@@ -50,21 +51,43 @@ fn spawn(
     })
 }
 
+/// What becomes of batches on their way.
+pub trait Copies: Send {
+    /// A batch is about to be written: this is when its bytes go to replicas.
+    fn sealed(&mut self, batch: &SealedBatch);
+    /// It is durable here.
+    fn durable(&mut self, end: Lsn);
+}
+
+/// A single node: what is durable here is committed.
+pub struct NoCopies(pub Arc<Shared>);
+
+impl Copies for NoCopies {
+    fn sealed(&mut self, _batch: &SealedBatch) {}
+
+    fn durable(&mut self, end: Lsn) {
+        self.0.confirm(end);
+    }
+}
+
 /// The one thread that writes and flushes.
-pub fn journal(shared: &Arc<Shared>, mut writer: Writer) -> std::io::Result<JoinHandle<()>> {
+pub fn journal(
+    shared: &Arc<Shared>,
+    mut writer: Writer,
+    mut copies: impl Copies + 'static,
+) -> std::io::Result<JoinHandle<()>> {
     spawn("journal", shared, move |shared| {
         loop {
             let written = match writer.next_batch(shared.commit.position()) {
                 Ok(None) => return,
-                Ok(Some(batch)) => writer.write(batch),
+                Ok(Some(batch)) => {
+                    copies.sealed(&batch);
+                    writer.write(batch)
+                }
                 Err(error) => Err(error),
             };
             match written {
-                Ok(end) => {
-                    // A single node: what is durable here is committed.
-                    shared.commit.raise(end);
-                    shared.bell.ring();
-                }
+                Ok(end) => copies.durable(end),
                 Err(error) => {
                     let reason = crate::chain(&error);
                     error!(%reason, "the journal failed; nothing is confirmed any more");
@@ -216,8 +239,13 @@ fn collect(shared: &Shared) -> Result<(), String> {
 }
 
 /// Checkpoints, collection, deletion of retired files.
-pub fn upkeep(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
-    spawn("upkeep", shared, |shared| {
+///
+/// `may_collect` = nobody copies older files now.
+pub fn upkeep(
+    shared: &Arc<Shared>,
+    may_collect: impl Fn() -> bool + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    spawn("upkeep", shared, move |shared| {
         let mut checkpointed = (shared.clock.boot_ms(), shared.commit.position());
         let mut collected = shared.clock.boot_ms();
         let bell = crate::core::Bell::default();
@@ -227,7 +255,7 @@ pub fn upkeep(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
             let position = shared.commit.position();
             let behind = shared.with(|core| core.store.behind_checkpoint_bytes());
             let due = now - checkpointed.0 >= CHECKPOINT_MS || behind >= CHECKPOINT_BYTES;
-            if due && position != checkpointed.1 {
+            if due && position != checkpointed.1 && shared.is_settled() {
                 if let Err(error) = checkpoint(shared, false) {
                     let reason = crate::chain(&error);
                     error!(%reason, "the index could not be written; nothing is confirmed any more");
@@ -236,7 +264,7 @@ pub fn upkeep(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
                 }
                 checkpointed = (now, position);
             }
-            if now - collected >= COLLECT_MS {
+            if now - collected >= COLLECT_MS && shared.is_settled() && may_collect() {
                 collected = now;
                 if let Err(error) = collect(shared) {
                     warn!(%error, "collection of data files stopped early");
@@ -244,7 +272,8 @@ pub fn upkeep(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
             }
             let (retired, journal) =
                 shared.with(|core| (core.store.to_retire(), core.store.journal().clone()));
-            for file in retired {
+            // Who copies files may have been told of one that is to go.
+            for file in retired.into_iter().filter(|_| may_collect()) {
                 match journal.retire(file) {
                     Ok(_) => {
                         info!(file, "data file deleted");
