@@ -10,9 +10,7 @@ and of each producer everything in the order in which it was sent.
 """
 
 import argparse
-import hashlib
 import random
-import re
 import shutil
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness import process, recovered, wire  # noqa: E402
+from harness.bodies import RECEIPT, Violation, any_size, body_of, sent_as  # noqa: E402
 
 QUEUES = 3
 #: Kills between two complete checks.
@@ -30,27 +29,6 @@ CHECK_EVERY = 10
 JOURNAL_FILE_BYTES = 4 << 20
 TRANSACTION = 7
 SILENCE_SECONDS = 10.0
-RECEIPT = re.compile(rb"\nreceipt-id:(\d+)\n")
-
-
-class Violation(Exception):
-    """A promise that was not kept."""
-
-
-def body_of(producer, number, size):
-    """A body that says who sent it as its how-manieth, and whether it is whole."""
-    head = f"{producer} {number} "
-    filler = hashlib.sha256(head.encode()).hexdigest()
-    text = head + (filler * (size // len(filler) + 1))[:size]
-    return text.encode()
-
-
-def sent_as(body):
-    """Producer and number of a body; fails if it is not whole."""
-    producer, number, filler = body.decode().split(" ", 2)
-    if body_of(int(producer), int(number), len(filler)) != body:
-        raise Violation(f"message {number} of producer {producer} has been changed: {body[:80]!r}")
-    return int(producer), int(number)
 
 
 class Producer:
@@ -68,13 +46,9 @@ class Producer:
         self.transactions = []
         self.failure = None
 
-    def size(self):
-        pick = self.random.random()
-        return self.random.randint(1, 900) if pick < 0.9 else self.random.randint(1, 20_000 if pick < 0.995 else 300_000)
-
     def frame(self, number, **headers):
         headers = {"destination": self.queue, "persistent": "true", **headers}
-        return wire.encode("SEND", headers, body_of(self.number, number, self.size()), content_length=False)
+        return wire.encode("SEND", headers, body_of(self.number, number, any_size(self.random)), content_length=False)
 
     def one(self):
         """The next frame or transaction: bytes, and the number that its receipt has."""

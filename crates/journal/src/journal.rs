@@ -10,6 +10,7 @@ use crate::append::{Core, State};
 use crate::format::{Chain, EpochMarker, NODE_ID_BYTES_MAX, data_file_name};
 use crate::prepare::NextFile;
 use crate::scan::Catalog;
+use crate::sealed::forget_sum;
 use crate::shared::{Shared, unpoison};
 use crate::{
     AppendError, Appended, Appender, DataFile, JournalOptions, JournalReader, JournalStats, KnownPositions,
@@ -150,6 +151,11 @@ impl Journal {
         Ok(appended?)
     }
 
+    /// The reign of the newest batch of ours; 0 if there is none.
+    pub fn last_epoch(&self) -> Epoch {
+        self.shared.core().last_epoch
+    }
+
     /// For those who add records.
     pub fn appender(&self) -> Appender {
         Appender { shared: self.shared.clone() }
@@ -186,6 +192,7 @@ impl Journal {
         let failed = |source| RetireError::Io { file: self.shared.describe(file), source };
         let was_used = unpoison(self.shared.used.write()).remove(&file);
         self.shared.forget_handle(file);
+        forget_sum(&self.shared.files, file).map_err(failed)?;
         let name = data_file_name(file);
         match self.shared.files.remove(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(was_used),

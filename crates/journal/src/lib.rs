@@ -11,7 +11,7 @@
 //!
 //! Reading order: `format` (bytes), `scan` (walking them), `tail` (torn or damaged?), `open`, `append` (the open batch),
 //! `writer` (stamp, write, flush), `prepare` (the next file), `read` (records by location), `verify`, `journal` (all
-//! together).
+//! together); and for replicas `history` (chains and epochs), `sealed` (whole files), `truncate`.
 //!
 //! ```text
 //! any thread       Appender ---- records ----> open batch
@@ -22,32 +22,43 @@
 //! ```
 
 mod append;
+mod aside;
 mod format;
+mod history;
 mod journal;
 mod open;
 mod options;
 mod prepare;
 mod read;
 mod scan;
+mod sealed;
 mod shared;
 mod stats;
 mod tail;
+mod truncate;
 mod verify;
 mod writer;
 
 pub use append::{AppendError, AppendGuard, Appended, Appender, RECORD_BYTES_MAX};
+pub use aside::{read_small_file, replace_file};
 pub use format::{
     BATCH_OVERHEAD_BYTES, COLLECTION_FILES_MAX, CONTROL_BYTES, Chain, CheckedBatch, CollectionRecord,
     Control, END_MARK, EpochMarker, MAGIC, NODE_ID_BYTES_MAX, Problem, RECORD_HEADER_BYTES,
     STAMP_RECORD_BYTES, Stamp, Trace, data_file_id, data_file_name,
 };
+pub use history::{EPOCHS_FILE, EpochStart, record_epochs};
 pub use journal::{EpochError, Journal, NewEpoch, RetireError};
 pub use open::{CutTail, DIVERGENT_BYTES_MAX, DIVERGENT_DIRECTORY, DataFile, OpenError, Recovery};
 pub use options::{FILE_BYTES_MAX, FILE_BYTES_MIN, JournalOptions, KnownPositions};
 pub use prepare::Preparer;
 pub use read::{JournalReader, ReadError, WindowReader};
 pub use scan::{BatchView, Batches, Record, Records};
+pub use sealed::{
+    INCOMING_DIRECTORY, InstallError, Installed, SUMS_DIRECTORY, SealedFile, VerifyError, install,
+    sealed_files, verify_file,
+};
 pub use stats::{FLUSH_BUCKETS, JournalStats};
 pub use tail::Evidence;
+pub use truncate::{TruncateError, Truncated, truncate};
 pub use verify::{FileReport, Finding, VerifyReport, verify};
 pub use writer::{CopyError, FailedStep, JournalFailed, SealedBatch, Writer};

@@ -51,6 +51,9 @@ pub enum OpenError {
         /// How far it should go.
         known: Lsn,
     },
+    /// A replica's journal was being cut when it stopped, and that could not be finished.
+    #[error("the journal was being cut")]
+    Cut(#[from] crate::TruncateError),
     /// A setting that cannot work.
     #[error("journal files of {bytes} bytes: choose between {FILE_BYTES_MIN} and {FILE_BYTES_MAX}")]
     FileBytes {
@@ -155,6 +158,7 @@ pub(crate) fn open(
     if !(FILE_BYTES_MIN..=FILE_BYTES_MAX).contains(&options.file_bytes_max) {
         return Err(OpenError::FileBytes { bytes: options.file_bytes_max });
     }
+    crate::truncate::finish(files)?;
     let mut opening = Opening { files, handles: BTreeMap::new() };
     let names = files.list("").map_err(opening.failed("", "list"))?;
     let ids: BTreeSet<u32> = names.iter().filter_map(|name| data_file_id(name)).collect();
@@ -307,6 +311,12 @@ pub(crate) fn cut(
     let bytes = dropped_end.saturating_sub(start);
     let saved_as =
         if bytes > 0 { Some(save(files, file, from, bytes.min(DIVERGENT_BYTES_MAX))?) } else { None };
+    clear_from(file, start, dropped_end)?;
+    Ok(CutTail { from, bytes, problem, saved_as, overruled: None })
+}
+
+/// The end mark at `start`, durable, and then zeros to `dropped_end`.
+pub(crate) fn clear_from(file: &dyn File, start: u64, dropped_end: u64) -> io::Result<()> {
     file.write_at(&END_MARK, start)?;
     file.sync_data()?;
     let mut at = start + END_MARK.len() as u64;
@@ -316,12 +326,11 @@ pub(crate) fn cut(
         file.write_at(ZEROS.get(..step as usize).unwrap_or(&ZEROS), at)?;
         at += step;
     }
-    file.sync_all()?;
-    Ok(CutTail { from, bytes, problem, saved_as, overruled: None })
+    file.sync_all()
 }
 
 /// Copies bytes that are about to be dropped, durably. Returns the copy's name.
-fn save(files: &Arc<dyn Files>, file: &dyn File, from: Lsn, bytes: u64) -> io::Result<String> {
+pub(crate) fn save(files: &Arc<dyn Files>, file: &dyn File, from: Lsn, bytes: u64) -> io::Result<String> {
     files.create_directory(DIVERGENT_DIRECTORY)?;
     let Location { file: id, offset } = from.location();
     let name = |index: u32| match index {

@@ -140,7 +140,7 @@ impl JournalReader {
         self.payload(at, size, record).map(Some)
     }
 
-    fn read_file(&self, at: Location, buf: &mut [u8]) -> Result<usize, ReadError> {
+    pub(crate) fn read_file(&self, at: Location, buf: &mut [u8]) -> Result<usize, ReadError> {
         count(&self.shared.counters.reads_file, 1);
         let failed = |source| ReadError::Io { file: self.shared.describe(at.file), at, source };
         let file = self.shared.handle(at.file).map_err(failed)?;

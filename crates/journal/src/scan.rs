@@ -174,6 +174,16 @@ impl Links {
         Self { chain, sure: true, epoch, newest_is_foreign }
     }
 
+    /// The same, where it comes from an assumption.
+    pub(crate) fn unsure(self) -> Self {
+        Self { sure: false, ..self }
+    }
+
+    /// Does the chain rest on a stamp, and so bind the next one?
+    pub(crate) fn is_sure(&self) -> bool {
+        self.sure
+    }
+
     /// Files are missing here, as they do after collection: the next stamp says what they added up to.
     pub(crate) fn gap(&mut self) {
         self.sure = false;

@@ -197,6 +197,13 @@ fn end_of_content(
     Ok(content_end)
 }
 
+/// Where a file's content ends that begins at `from`; `from` if there is nothing but filler.
+pub(crate) fn content_end(file: &dyn File, from: u64) -> io::Result<u64> {
+    let mut mark = [0; END_MARK.len()];
+    let marked = read_full_at(file, &mut mark, from)? == mark.len() && mark == END_MARK;
+    end_of_content(file, from, marked, false, file.len()?.min(FILE_BYTES_LIMIT - 1))
+}
+
 /// Most of what it is asked about is zeros, so it looks at whole blocks, which the compiler makes wide steps of.
 fn last_nonzero(bytes: &[u8]) -> Option<usize> {
     const BLOCK_BYTES: usize = 4096;

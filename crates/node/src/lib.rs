@@ -13,6 +13,7 @@
 //! - A failed write or flush ends the process: the commit position stands still, nothing is confirmed, [`Node::run`] returns
 //!   the error.
 
+mod cluster;
 mod confirm;
 mod connection;
 mod core;
@@ -40,5 +41,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+pub use cluster::{ClusterNode, ClusterOptions, Said};
 pub use node::{Node, NodeError, NodeOptions, Status};
 pub use serving::{Listening, StompListener};

@@ -90,6 +90,18 @@ pub enum NodeError {
     /// What the broker could not learn from the store.
     #[error("{0}")]
     Recover(String),
+    /// The election service cannot be used.
+    #[error("the election service: {0}")]
+    Election(String),
+    /// Anybody could read the journal.
+    #[error(
+        "{address} is not on the loopback interface and nothing protects it: give --kdbr-secret-file, or say --kdbr-insecure \
+         if the network may be trusted"
+    )]
+    Insecure {
+        /// The replication listener's address.
+        address: String,
+    },
     /// Storage failed while the node ran: nothing was confirmed after that.
     #[error("storage failed, nothing was confirmed any more: {0}")]
     Storage(String),
@@ -98,7 +110,6 @@ pub enum NodeError {
 /// The data directory, locked: nobody else may touch it while this lives.
 pub(crate) struct Directory {
     pub(crate) files: Arc<dyn Files>,
-    pub(crate) path: String,
     _lock: Box<dyn Lock>,
 }
 
@@ -111,7 +122,7 @@ impl Directory {
             .lock("lock", now_ms)
             .map_err(directory)?
             .ok_or(NodeError::Locked { path: name.clone() })?;
-        Ok(Self { files, path: name, _lock: lock })
+        Ok(Self { files, _lock: lock })
     }
 }
 

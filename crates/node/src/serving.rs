@@ -40,6 +40,13 @@ pub struct StompListener {
     pub tls: Option<(PathBuf, PathBuf)>,
 }
 
+impl StompListener {
+    /// Where clients find it, as far as that can be said before it is bound.
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.tls.is_some() { "stomp+ssl" } else { "stomp" }, self.address)
+    }
+}
+
 /// A connector that is open.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listening {

@@ -19,9 +19,10 @@ use kahawai_message::stored::{
 use kahawai_message::{Destination, Message, MessageId, ProducerId, TransactionId};
 use kahawai_types::{Location, Lsn};
 
-use crate::checkpoint::{Checkpoint, Header, IndexStore};
+use crate::checkpoint::{Checkpoint, Header, IndexError, IndexStore};
 use crate::chunk::Slot;
-use crate::state::{Op, State};
+use crate::collect::Early;
+use crate::state::{Audit, ChunkError, Op, State};
 
 /// OpenWire's acknowledgement types.
 const ACK_STANDARD: u8 = 2;
@@ -44,13 +45,27 @@ pub struct Store {
     pub(crate) index: Arc<IndexStore>,
     /// Appended, not committed: in journal order.
     pending: VecDeque<(Lsn, Op)>,
+    /// Producers' message numbers, appended and not committed: a checkpoint that knew them would have a message taken for a
+    /// duplicate that was never kept.
+    seen: VecDeque<(Lsn, ProducerId, i64)>,
+    /// The audit with those.
+    audit: Audit,
     appended_end: Lsn,
     commit: Lsn,
     /// The index reflects everything below.
     applied: Lsn,
     /// Where a restart would replay from: nothing at or behind it may be collected.
     pub(crate) checkpointed: Lsn,
+    /// Before it is committed, the index holds what may yet turn out never to have been.
+    settled_from: Lsn,
+    early: Early,
     resident_bytes_max: usize,
+}
+
+/// About how much journal lies between two positions.
+pub(crate) fn bytes_between(from: Lsn, to: Lsn) -> u64 {
+    let files = u64::from(to.file().saturating_sub(from.file()));
+    (files * (32 << 20) + u64::from(to.offset())).saturating_sub(u64::from(from.offset()))
 }
 
 fn failed(error: AppendError) -> StorageError {
@@ -66,6 +81,8 @@ impl Store {
         checkpointed: Lsn,
     ) -> Self {
         Self {
+            audit: state.audit.clone(),
+            seen: VecDeque::new(),
             state,
             appender: journal.appender(),
             reader: journal.reader(),
@@ -76,8 +93,48 @@ impl Store {
             commit: end,
             applied: end,
             checkpointed,
+            settled_from: Lsn::ZERO,
+            early: Early::default(),
             resident_bytes_max: RESIDENT_BYTES_MAX,
         }
+    }
+
+    /// The store of a replica that becomes the primary: all of its journal, up to `end`, is in the index, and only what is
+    /// below `commit` is known to be committed.
+    pub(crate) fn promoted(
+        state: State,
+        journal: Journal,
+        index: Arc<IndexStore>,
+        (commit, end, marker_end): (Lsn, Lsn, Lsn),
+        checkpointed: Lsn,
+        early: Early,
+    ) -> Self {
+        Self {
+            commit,
+            appended_end: marker_end,
+            settled_from: marker_end,
+            early,
+            ..Self::new(state, journal, index, end, checkpointed)
+        }
+    }
+
+    /// The index holds what was not committed when this node became the primary, until the commit position is here: the end
+    /// of the marker of its epoch. Before that no checkpoint may be written. [`Lsn::ZERO`] for a single node.
+    pub fn settled_from(&self) -> Lsn {
+        self.settled_from
+    }
+
+    /// May a checkpoint be written? See [`Store::settled_from`].
+    pub fn is_settled(&self) -> bool {
+        self.commit >= self.settled_from
+    }
+
+    /// See [`State::digest`]. Equal on nodes whose [`Store::applied`] is equal.
+    ///
+    /// # Errors
+    /// The index store failed.
+    pub fn digest(&self) -> Result<u64, ChunkError> {
+        self.state.digest()
     }
 
     /// Reads message bodies.
@@ -121,9 +178,12 @@ impl Store {
             self.state.apply(op, out).map_err(|e| StorageError::Failed(e.to_string()))?;
             self.applied = end;
         }
+        while let Some((_, producer, sequence)) = self.seen.pop_front_if(|(end, ..)| *end <= self.applied) {
+            self.state.audit.saw(&producer, sequence);
+        }
         let more = self.pending.front().is_some_and(|&(end, _)| end <= self.commit);
         if !more && self.pending.is_empty() {
-            self.applied = self.commit;
+            self.applied = self.applied.max(self.commit);
         }
         Ok(more)
     }
@@ -131,7 +191,7 @@ impl Store {
     /// Data files whose deletion has been committed, to be deleted with [`Journal::retire`] outside of any lock. Then
     /// [`Store::retired`] is told. A restart in between asks again.
     pub fn to_retire(&self) -> Vec<u32> {
-        self.state.collected.iter().copied().collect()
+        self.state.collected.iter().copied().filter(|&file| !self.early.holds(file)).collect()
     }
 
     /// A data file is deleted, durably.
@@ -141,27 +201,32 @@ impl Store {
 
     /// First step of a checkpoint: what changed, in short time. Write it with [`IndexStore::write`] outside of any lock,
     /// then call [`Store::finish_checkpoint`] with its header.
+    ///
+    /// # Panics
+    /// Unless [`Store::is_settled`]: the next life of this node would believe what was never committed.
     pub fn begin_checkpoint(&mut self, clean: bool) -> Checkpoint {
+        assert!(self.is_settled(), "a checkpoint before this epoch's marker is committed");
         // A transaction whose first records lie below `applied` must be read again from its start.
         let open_from = self.pending.iter().find_map(|(_, op)| match op {
             Op::Transaction { from, .. } => Some(*from),
             _ => None,
         });
         let replay_from = open_from.map_or(self.applied, |from| from.min(self.applied));
-        let header = Header { applied: self.applied, replay_from, chain: None, clean };
-        Checkpoint {
-            header,
-            destinations: self.state.snapshot(),
-            files: self.state.files.clone(),
-            prepared: self.state.prepared.clone(),
-            audit: self.state.audit.entries(),
-            collected: self.state.collected.clone(),
-        }
+        Checkpoint::of(&mut self.state, self.applied, replay_from, clean)
+    }
+
+    pub(crate) fn checkpoint_now(&mut self) -> Result<(), IndexError> {
+        let checkpoint = self.begin_checkpoint(false);
+        let header = checkpoint.header;
+        self.index.write(checkpoint)?;
+        self.finish_checkpoint(header);
+        Ok(())
     }
 
     /// Last step of a checkpoint, when it is durable.
     pub fn finish_checkpoint(&mut self, header: Header) {
         self.checkpointed = self.checkpointed.max(header.replay_from.min(header.applied));
+        self.early.checkpointed(header.applied);
         self.state.evict(self.resident_bytes_max);
     }
 
@@ -177,15 +242,19 @@ impl Store {
 
     /// Bytes of journal behind the last checkpoint: what a restart would replay, about.
     pub fn behind_checkpoint_bytes(&self) -> u64 {
-        let (from, to) = (self.checkpointed, self.appended_end);
-        let files = u64::from(to.file().saturating_sub(from.file()));
-        (files * (32 << 20) + u64::from(to.offset())).saturating_sub(u64::from(from.offset()))
+        bytes_between(self.checkpointed, self.appended_end)
     }
 
     fn pend(&mut self, end: Lsn, op: Op) -> Lsn {
         self.appended_end = end;
         self.pending.push_back((end, op));
         end
+    }
+
+    /// A message that counts from `end` on.
+    fn saw(&mut self, end: Lsn, id: &MessageId) {
+        self.audit.saw(&id.producer, id.sequence);
+        self.seen.push_back((end, id.producer.clone(), id.sequence));
     }
 
     fn name_of(&self, key: DestinationKey) -> Destination {
@@ -475,7 +544,7 @@ impl Storage for Store {
         Self::too_large(message)?;
         let sequence = self.next_sequence(to);
         let appended = self.append(|out| put_add(message, sequence, prioritised, None, out))?;
-        self.state.audit.saw(&message.id.producer, message.id.sequence);
+        self.saw(appended.end, &message.id);
         let slot = slot_of(message, prioritised, appended.at, appended.size);
         self.pend(appended.end, Op::Add { destination: to, sequence, slot });
         Ok(Appended { sequence, end: appended.end })
@@ -545,12 +614,14 @@ impl Storage for Store {
                 .append(|out| self.put_operation(operation, sequence, Some(id), out))
                 .map_err(failed)?;
             from.get_or_insert(appended.at.lsn());
-            if let Operation::Add { message, .. } = operation {
-                self.state.audit.saw(&message.id.producer, message.id.sequence);
-            }
             ops.push(Self::op(operation, sequence, appended.at, appended.size));
         }
         let commit = self.append(|out| encode_commit(id, out))?;
+        for operation in operations {
+            if let Operation::Add { message, .. } = operation {
+                self.saw(commit.end, &message.id);
+            }
+        }
         let from = from.unwrap_or(commit.at.lsn());
         Ok(self.pend(commit.end, Op::Transaction { operations: ops, by: commit.at.file, from }))
     }
@@ -572,7 +643,7 @@ impl Storage for Store {
         let mut end = self.appended_end;
         for ((operation, &sequence), place) in operations.iter().zip(&sequences).zip(&places) {
             if let Operation::Add { message, .. } = operation {
-                self.state.audit.saw(&message.id.producer, message.id.sequence);
+                self.saw(place.end, &message.id);
             }
             end = self.pend(place.end, Self::op(operation, sequence, place.at, place.size));
         }
@@ -679,7 +750,7 @@ impl Storage for Store {
     }
 
     fn last_sequence_of(&self, producer: &ProducerId) -> Option<i64> {
-        self.state.audit.last_of(producer)
+        self.audit.last_of(producer)
     }
 
     fn appended_end(&self) -> Lsn {

@@ -100,6 +100,20 @@ pub struct Checkpoint {
     pub collected: BTreeSet<u32>,
 }
 
+impl Checkpoint {
+    /// What changed in `state` since the last one.
+    pub(crate) fn of(state: &mut State, applied: Lsn, replay_from: Lsn, clean: bool) -> Self {
+        Self {
+            header: Header { applied, replay_from, chain: None, clean },
+            destinations: state.snapshot(),
+            files: state.files.clone(),
+            prepared: state.prepared.clone(),
+            audit: state.audit.entries(),
+            collected: state.collected.clone(),
+        }
+    }
+}
+
 /// The open index store.
 pub struct IndexStore {
     database: Database,

@@ -27,6 +27,28 @@ pub struct Candidate {
     pub size: u32,
 }
 
+/// Data files whose deletion is committed while no checkpoint knows it. A restart would replay from before that decision, and
+/// a beginning of the journal without them is not what the decision promised: they stay until a checkpoint is behind it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Early(BTreeMap<u32, Lsn>);
+
+impl Early {
+    /// Notes files, each with the end of the record that gives it up.
+    pub(crate) fn note(&mut self, collected: impl IntoIterator<Item = (Lsn, u32)>) {
+        self.0.extend(collected.into_iter().map(|(end, file)| (file, end)));
+    }
+
+    /// A checkpoint of everything below `applied` is durable.
+    pub(crate) fn checkpointed(&mut self, applied: Lsn) {
+        self.0.retain(|_, end| *end > applied);
+    }
+
+    /// Must the file stay for now?
+    pub(crate) fn holds(&self, file: u32) -> bool {
+        self.0.contains_key(&file)
+    }
+}
+
 impl Store {
     /// Why each data file stays; without a reason = it may go.
     pub fn why_retained(&self) -> BTreeMap<u32, Vec<Reason>> {

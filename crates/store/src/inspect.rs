@@ -10,7 +10,7 @@ use kahawai_message::stored::decode_message;
 use kahawai_message::{Message, TransactionId};
 use kahawai_types::Location;
 
-use crate::open::{Loaded, OpenError, Rebuilt, check_kind, load_foreign};
+use crate::open::{EVERYTHING, Loaded, OpenError, Rebuilt, check_kind, load_foreign};
 use crate::state::{PreparedOp, State};
 
 /// A store as it was found.
@@ -52,8 +52,9 @@ pub fn inspect(files: &Arc<dyn Files>) -> Result<Inspection, OpenError> {
     let (journal, recovery) = Journal::open(Arc::clone(files), options, known)?;
     let reader = journal.reader();
     let reason = "an inspection reads the journal itself".to_owned();
-    let Loaded { state, how, open, .. } = load_foreign(files, &reader, &recovery, None, false, reason)?;
-    Ok(Inspection { state, reader, recovery, how, open })
+    let Loaded { state, how, replayer, .. } =
+        load_foreign(files, &reader, &recovery, None, false, reason, EVERYTHING)?;
+    Ok(Inspection { state, reader, recovery, how, open: replayer.finish() })
 }
 
 /// Reads the message of a record.

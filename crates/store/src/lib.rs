@@ -9,13 +9,16 @@
 //! 4. A foreign directory (ActiveMQ's) is never changed before everything in it has been understood.
 //!
 //! Reading order: [`chunk`] and [`state`] (the index), [`checkpoint`] (the index on disk), [`replay`], [`import`] (ActiveMQ's
-//! own index), [`open`], [`append`] (the broker's [`kahawai_message::storage::Storage`]), [`collect`], [`inspect`].
+//! own index), [`open`], [`append`] (the broker's [`kahawai_message::storage::Storage`]), [`collect`], [`inspect`]; for
+//! replicas `follow` (a store that applies what its primary sends), `closed` (exchanging parts of a journal), `identity`.
 
 mod append;
 pub mod checkpoint;
 pub mod chunk;
+mod closed;
 pub mod collect;
 pub mod files;
+mod follow;
 mod identity;
 pub mod import;
 pub mod inspect;
@@ -25,5 +28,10 @@ pub mod replay;
 pub mod state;
 
 pub use append::Store;
-pub use identity::{Identity, IdentityError, NODE_FILE};
+pub use closed::{ClosedError, install, truncate};
+pub use follow::{Follower, OpenedFollower, PromoteError, Promoted};
+pub use identity::{
+    DEFAULT_NODE_ID, Identity, IdentityError, NODE_FILE, RECORD_BYTES_MAX, RECORD_FILE, StoreState,
+    load_record, save_record,
+};
 pub use open::{OpenError, OpenOptions, Opened, Rebuilt, Report, known_positions, open};

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kahawai_env::{Entropy, Files};
 use kahawai_journal::{
-    Journal, JournalOptions, JournalReader, KnownPositions, NewEpoch, Preparer, Recovery, Writer,
+    BatchView, Batches, Journal, JournalOptions, JournalReader, KnownPositions, NewEpoch, Preparer, Recovery,
+    Writer,
 };
 use kahawai_message::TransactionId;
 use kahawai_message::storage::StorageError;
@@ -14,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::append::Store;
 use crate::checkpoint::{Header, IndexError, IndexStore};
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{DEFAULT_NODE_ID, Identity, IdentityError};
 use crate::import::{IMPORTED, ImportError, Missing, import, set_aside};
 use crate::replay::{Ids, ReplayError, Replayer, collected_files};
 use crate::state::{ChunkSource, State};
@@ -43,6 +44,18 @@ pub enum OpenError {
     /// What follows from the recovery could not be appended.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// ActiveMQ wrote last: nobody in a cluster knows what it did.
+    #[error(
+        "{path}: ActiveMQ wrote the end of this journal, up to {end}; a member of a cluster copies its primary's journal and \
+         nothing else. To make this journal the truth of a new cluster, start it once as a single node; to throw it away, \
+         empty the directory and let the node synchronize"
+    )]
+    ForeignTail {
+        /// Which directory.
+        path: String,
+        /// Where the journal ends.
+        end: Lsn,
+    },
     /// A data file with live messages is gone.
     #[error(
         "{file} is missing, and {messages} live messages with it; put it back from a backup, or let `kahawai store \
@@ -91,7 +104,7 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             journal: JournalOptions::default(),
-            node_id: NodeId("single".into()),
+            node_id: NodeId(DEFAULT_NODE_ID.into()),
             accept_loss: false,
             rebuild: false,
         }
@@ -149,25 +162,44 @@ pub struct Opened {
     pub report: Report,
 }
 
-/// An index made from a directory, and how.
+/// An index made from a directory, how, and what is left to be applied.
 pub(crate) struct Loaded {
     pub(crate) state: State,
+    pub(crate) replayer: Replayer,
+    pub(crate) rest: Rest,
     pub(crate) how: Rebuilt,
-    pub(crate) records: u64,
-    pub(crate) open: Vec<TransactionId>,
     pub(crate) lost: Vec<String>,
 }
 
+/// The journal behind the index.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    pub(crate) batches: Batches,
+    /// Read, not applied.
+    pub(crate) next: Option<BatchView>,
+    /// Everything below is in the index.
+    pub(crate) applied: Lsn,
+}
+
+/// Replays from `from`, but no batch that ends behind `until`.
 fn run(
-    mut replayer: Replayer<'_>,
+    state: &mut State,
+    replayer: &mut Replayer,
     reader: &JournalReader,
     from: Lsn,
-) -> Result<(u64, Vec<TransactionId>), ReplayError> {
-    for batch in reader.batches(from) {
-        replayer.batch(&batch?)?;
+    applied: Lsn,
+    until: Lsn,
+) -> Result<Rest, ReplayError> {
+    let mut rest = Rest { batches: reader.batches(from), next: None, applied };
+    while let Some(batch) = rest.batches.next().transpose()? {
+        if batch.end() > until {
+            rest.next = Some(batch);
+            break;
+        }
+        replayer.batch(state, &batch)?;
+        rest.applied = rest.applied.max(batch.end());
     }
-    let records = replayer.records;
-    Ok((records, replayer.finish()))
+    Ok(rest)
 }
 
 /// Makes the index without a checkpoint of ours: from ActiveMQ's index where there is a usable one, else from the journal.
@@ -178,9 +210,11 @@ pub(crate) fn load_foreign(
     source: Option<Arc<dyn ChunkSource>>,
     accept_loss: bool,
     reason: String,
+    until: Lsn,
 ) -> Result<Loaded, OpenError> {
     let mut reason = reason;
-    let gone = collected_files(reader)?;
+    let (gone, commit) = collected_files(reader)?;
+    let until = until.max(commit);
     for (directory, missing) in
         [("", if accept_loss { Missing::Accept } else { Missing::Refuse }), (IMPORTED, Missing::Collected)]
     {
@@ -206,29 +240,30 @@ pub(crate) fn load_foreign(
                     state.files.outlives(newer.id, older.id);
                 }
             }
-            let replayer =
-                Replayer::new(&mut state, reader.clone(), Some(imported.ids), mixed, imported.applied)
-                    .skipping(gone.clone());
-            match run(replayer, reader, first_batch(recovery, imported.replay_file)) {
+            let applied = imported.applied;
+            let mut replayer =
+                Replayer::new(reader.clone(), Some(imported.ids), mixed, applied).skipping(gone.clone());
+            let from = first_batch(recovery, imported.replay_file);
+            match run(&mut state, &mut replayer, reader, from, applied, until) {
                 Err(ReplayError::ForeignTail { .. }) if !mixed => continue,
                 Err(error) => return Err(error.into()),
-                Ok((records, open)) => {
+                Ok(rest) => {
                     let how = Rebuilt::Imported { messages: imported.messages };
-                    return Ok(Loaded { state, how, records, open, lost: imported.lost });
+                    return Ok(Loaded { state, replayer, rest, how, lost: imported.lost });
                 }
             }
         }
     }
     for mixed in [false, true] {
         let mut state = State::new(source.clone());
-        let replayer = Replayer::new(&mut state, reader.clone(), Some(Ids::default()), mixed, Lsn::ZERO)
-            .skipping(gone.clone());
-        match run(replayer, reader, Lsn::ZERO) {
+        let mut replayer =
+            Replayer::new(reader.clone(), Some(Ids::default()), mixed, Lsn::ZERO).skipping(gone.clone());
+        match run(&mut state, &mut replayer, reader, Lsn::ZERO, Lsn::ZERO, until) {
             Err(ReplayError::ForeignTail { .. }) if !mixed => {}
             Err(error) => return Err(error.into()),
-            Ok((records, open)) => {
-                let how = if records == 0 { Rebuilt::Empty } else { Rebuilt::Journal { reason } };
-                return Ok(Loaded { state, how, records, open, lost: Vec::new() });
+            Ok(rest) => {
+                let how = if replayer.records == 0 { Rebuilt::Empty } else { Rebuilt::Journal { reason } };
+                return Ok(Loaded { state, replayer, rest, how, lost: Vec::new() });
             }
         }
     }
@@ -250,12 +285,17 @@ fn load_checkpoint(
     header: Header,
     mut state: State,
     recovery: &Recovery,
+    until: Option<Lsn>,
 ) -> Result<Loaded, ReplayError> {
     // A position of the index lies between two records, not always between two batches: the replayer skips by record.
     let from = first_batch(recovery, header.replay_from.file());
-    let replayer = Replayer::new(&mut state, reader.clone(), None, false, header.applied);
-    let (records, open) = run(replayer, reader, from)?;
-    Ok(Loaded { state, how: Rebuilt::Checkpoint, records, open, lost: Vec::new() })
+    let mut replayer = Replayer::new(reader.clone(), None, false, header.applied);
+    if until.is_some() {
+        replayer.check_collection();
+    }
+    let until = until.unwrap_or(EVERYTHING);
+    let rest = run(&mut state, &mut replayer, reader, from, header.applied, until)?;
+    Ok(Loaded { state, replayer, rest, how: Rebuilt::Checkpoint, lost: Vec::new() })
 }
 
 /// Refuses a directory that lacks data files with live messages: serving it would lose them one by one, and silently.
@@ -308,6 +348,108 @@ pub(crate) fn check_kind(files: &Arc<dyn Files>) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Behind every journal.
+pub(crate) const EVERYTHING: Lsn = Lsn(u64::MAX);
+
+/// Journal and index of a directory, opened and brought together; nothing is appended.
+pub(crate) struct Base {
+    pub(crate) journal: Journal,
+    pub(crate) recovery: Recovery,
+    pub(crate) index: Arc<IndexStore>,
+    pub(crate) loaded: Loaded,
+    /// The checkpoint that was found.
+    pub(crate) header: Option<Header>,
+    /// The index is not the one of that checkpoint.
+    pub(crate) rebuilt: bool,
+}
+
+/// Are data files missing that a replay from this checkpoint needs? Before a primary deletes a file, its own checkpoint is in a
+/// later one, but a replica may have been given other files since.
+fn has_hole(recovery: &Recovery, header: Header) -> bool {
+    let from = header.replay_from.file().max(1);
+    recovery.files.first().is_some_and(|first| first.id > from)
+        || recovery.gaps.iter().any(|&(_, last)| last >= from)
+}
+
+impl Base {
+    /// With `committed`, the index goes no further than that, or than the journal itself proves to be committed.
+    pub(crate) fn open(
+        files: &Arc<dyn Files>,
+        options: &OpenOptions,
+        committed: Option<Lsn>,
+    ) -> Result<Self, OpenError> {
+        check_kind(files)?;
+        let mut why = "there is no index yet".to_owned();
+        let mut index = match IndexStore::open(files) {
+            Ok(index) => Arc::new(index),
+            Err(error) => {
+                warn!(%error, "the index is damaged and is rebuilt");
+                why = error.to_string();
+                IndexStore::discard(files)?;
+                Arc::new(IndexStore::open(files)?)
+            }
+        };
+        let mut state = State::new(Some(Arc::clone(&index) as Arc<dyn ChunkSource>));
+        let header = match index.load(&mut state) {
+            Ok(header) => header,
+            Err(error) => {
+                warn!(%error, "the index is damaged and is rebuilt");
+                why = error.to_string();
+                None
+            }
+        };
+        let applied = header.map_or(Lsn::ZERO, |header| header.applied);
+        let known = KnownPositions { commit: applied, durable: applied };
+        let (journal, recovery) = Journal::open(Arc::clone(files), options.journal.clone(), known)?;
+        if committed.is_some() && recovery.newest_is_foreign {
+            return Err(OpenError::ForeignTail { path: files.describe(""), end: recovery.end });
+        }
+        let until = committed.map(|commit| commit.max(recovery.commit_hint).max(applied));
+        let reader = journal.reader();
+        let mut loaded = None;
+        if let Some(header) = header {
+            let hole = committed.is_some() && has_hole(&recovery, header);
+            match load_checkpoint(&reader, header, state, &recovery, until) {
+                _ if hole => "data files behind its last checkpoint are gone".clone_into(&mut why),
+                Ok(found) => {
+                    if !options.accept_loss {
+                        check_complete(files, &found.state, &recovery)?;
+                    }
+                    // An index that is to be thrown away has told what was confirmed, and which files there have to be.
+                    if options.rebuild {
+                        why = "it was asked for".to_owned();
+                    } else {
+                        loaded = Some(found);
+                    }
+                }
+                Err(
+                    error @ (ReplayError::ForeignTail { .. }
+                    | ReplayError::Chunk(_)
+                    | ReplayError::Referenced { .. }),
+                ) => {
+                    info!(%error, "the index is rebuilt");
+                    why = error.to_string();
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let rebuilt = loaded.is_none();
+        let loaded = match loaded {
+            Some(loaded) => loaded,
+            None => {
+                // Whatever is in the old index file must not be mixed with the new state.
+                drop(index);
+                IndexStore::discard(files)?;
+                index = Arc::new(IndexStore::open(files)?);
+                let source = Some(Arc::clone(&index) as Arc<dyn ChunkSource>);
+                let until = until.unwrap_or(EVERYTHING);
+                load_foreign(files, &reader, &recovery, source, options.accept_loss, why, until)?
+            }
+        };
+        Ok(Self { journal, recovery, index, loaded, header, rebuilt })
+    }
+}
+
 /// Opens the store of a data directory, whose `lock` the caller holds. When this returns, everything that was confirmed is in
 /// the index, a torn tail is cut, and a new epoch's marker is appended (durable once the writer has written it).
 ///
@@ -319,71 +461,23 @@ pub fn open(
     options: &OpenOptions,
 ) -> Result<Opened, OpenError> {
     let io = |source| OpenError::Io { path: files.describe(""), source };
-    check_kind(files)?;
-    let mut why = "there is no index yet".to_owned();
-    let mut index = match IndexStore::open(files) {
-        Ok(index) => Arc::new(index),
-        Err(error) => {
-            warn!(%error, "the index is damaged and is rebuilt");
-            why = error.to_string();
-            IndexStore::discard(files)?;
-            Arc::new(IndexStore::open(files)?)
-        }
-    };
-    let mut state = State::new(Some(Arc::clone(&index) as Arc<dyn ChunkSource>));
-    let header = match index.load(&mut state) {
-        Ok(header) => header,
-        Err(error) => {
-            warn!(%error, "the index is damaged and is rebuilt");
-            why = error.to_string();
-            None
-        }
-    };
-    let applied = header.map_or(Lsn::ZERO, |header| header.applied);
-    let known = KnownPositions { commit: applied, durable: applied };
-    let (journal, recovery) = Journal::open(Arc::clone(files), options.journal.clone(), known)?;
-    let reader = journal.reader();
-    let mut loaded = None;
-    if let Some(header) = header {
-        match load_checkpoint(&reader, header, state, &recovery) {
-            Ok(found) => {
-                if !options.accept_loss {
-                    check_complete(files, &found.state, &recovery)?;
-                }
-                // An index that is to be thrown away has told what was confirmed, and which files there have to be.
-                if options.rebuild {
-                    why = "it was asked for".to_owned();
-                } else {
-                    loaded = Some(found);
-                }
-            }
-            Err(error @ (ReplayError::ForeignTail { .. } | ReplayError::Chunk(_))) => {
-                info!(%error, "the index is rebuilt");
-                why = error.to_string();
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let rebuilt = loaded.is_none();
-    let loaded = match loaded {
-        Some(loaded) => loaded,
-        None => {
-            // Whatever is in the old index file must not be mixed with the new state.
-            drop(index);
-            IndexStore::discard(files)?;
-            index = Arc::new(IndexStore::open(files)?);
-            let source = Some(Arc::clone(&index) as Arc<dyn ChunkSource>);
-            load_foreign(files, &reader, &recovery, source, options.accept_loss, why)?
-        }
-    };
+    Identity::refuse_member(files)?;
+    let Base { journal, recovery, index, loaded, header, rebuilt } = Base::open(files, options, None)?;
+    let Loaded { state, replayer, rest, how, lost } = loaded;
+    drop(rest);
     let mut identity = Identity::open(files, entropy, &options.node_id)?;
     let epoch = identity.promised_epoch.max(recovery.last_epoch).next();
     identity.promise(files, epoch)?;
     let existing: Vec<u32> = journal.files().iter().map(|f| f.id).collect();
-    let mut store =
-        Store::new(loaded.state, journal, index, recovery.end, header.map_or(Lsn::ZERO, |h| h.replay_from));
+    let checkpointed = header.map_or(Lsn::ZERO, |header| header.replay_from);
+    // Where a replica's life is gone on with, its checkpoint may lie before what its primary deleted.
+    let early = !rebuilt && replayer.collected.iter().any(|&(_, file)| file >= checkpointed.file());
+    let mut store = Store::new(state, journal, index, recovery.end, checkpointed);
     for file in &existing {
         store.state.files.touch(*file);
+    }
+    if early {
+        store.checkpoint_now()?;
     }
     for file in store.to_retire() {
         if existing.contains(&file) {
@@ -393,10 +487,7 @@ pub fn open(
         store.retired(file);
     }
     if rebuilt {
-        let checkpoint = store.begin_checkpoint(false);
-        let header = checkpoint.header;
-        store.index.write(checkpoint)?;
-        store.finish_checkpoint(header);
+        store.checkpoint_now()?;
     }
     set_aside(files).map_err(io)?;
     store.journal.begin_epoch(NewEpoch {
@@ -408,7 +499,9 @@ pub fn open(
         revision: 0,
         unclean: false,
     })?;
-    for id in &loaded.open {
+    let records = replayer.records;
+    let rolled_back = replayer.finish();
+    for id in &rolled_back {
         store.append_rollback(id)?;
     }
     let gone = || OpenError::Unsuitable {
@@ -418,13 +511,6 @@ pub fn open(
     };
     let writer = store.journal.take_writer().ok_or_else(gone)?;
     let preparer = store.journal.take_preparer().ok_or_else(gone)?;
-    let report = Report {
-        recovery,
-        index: loaded.how,
-        records: loaded.records,
-        rolled_back: loaded.open,
-        lost: loaded.lost,
-        epoch,
-    };
+    let report = Report { recovery, index: how, records, rolled_back, lost, epoch };
     Ok(Opened { store, writer, preparer, identity, report })
 }

@@ -55,6 +55,20 @@ pub enum ReplayError {
         /// Its first batch.
         at: Lsn,
     },
+    /// The primary had no use for a data file any more, this index has: one of them is wrong, and nothing is deleted.
+    #[error(
+        "record at db-{}.log offset {} says that db-{file}.log is needed no more, but the index needs it: {why}; index and \
+         journal disagree, so the index must be rebuilt",
+        .at.file, .at.offset
+    )]
+    Referenced {
+        /// The collection record.
+        at: Location,
+        /// The file that should go.
+        file: u32,
+        /// What needs it.
+        why: String,
+    },
 }
 
 /// Ids of live messages, for records that name messages by id.
@@ -100,27 +114,27 @@ impl Step {
     }
 }
 
-/// The data files whose deletion the journal records.
-pub fn collected_files(reader: &JournalReader) -> Result<BTreeSet<u32>, ReplayError> {
+/// The data files whose deletion the journal records, and the highest commit position that it tells of. What a record gave up
+/// was not needed at the commit position of its own batch, so that with the second the first is right.
+pub fn collected_files(reader: &JournalReader) -> Result<(BTreeSet<u32>, Lsn), ReplayError> {
     let mut found = BTreeSet::new();
+    let mut commit = Lsn::ZERO;
     for batch in reader.batches(Lsn::ZERO) {
         let batch = batch?;
-        if batch.stamp.is_none() {
-            continue;
-        }
+        let Some(stamp) = batch.stamp else { continue };
+        commit = commit.max(stamp.commit_hint);
         for record in batch.records() {
             if let Some(Trace::Collection(collection)) = Trace::decode(&record.payload) {
                 found.extend(collection.files());
             }
         }
     }
-    Ok(found)
+    Ok((found, commit))
 }
 
-/// Replays batches into an index.
+/// Replays batches into an index, which is always the same one. What it owns is what has no effect yet.
 #[derive(Debug)]
-pub struct Replayer<'a> {
-    state: &'a mut State,
+pub struct Replayer {
     reader: JournalReader,
     /// `None` = every record must be ours.
     ids: Option<Ids>,
@@ -134,25 +148,18 @@ pub struct Replayer<'a> {
     out: Vec<Applied>,
     /// Data files that a later record says are deleted; they are on their way out and count no more.
     skip: BTreeSet<u32>,
+    /// Collection records are checked against the index.
+    checks_collection: bool,
+    /// Data files whose deletion was replayed, each with the end of the record that says so.
+    pub collected: Vec<(Lsn, u32)>,
     /// How many records were read.
     pub records: u64,
-    /// One past the last batch read.
-    pub end: Lsn,
-    /// Chain after the last batch, if known.
-    pub chain: Option<u64>,
 }
 
-impl<'a> Replayer<'a> {
-    /// Replays into `state`, in which everything below `applied` has had its effect.
-    pub fn new(
-        state: &'a mut State,
-        reader: JournalReader,
-        ids: Option<Ids>,
-        mixed: bool,
-        applied: Lsn,
-    ) -> Self {
+impl Replayer {
+    /// Replays into an index in which everything below `applied` has had its effect.
+    pub fn new(reader: JournalReader, ids: Option<Ids>, mixed: bool, applied: Lsn) -> Self {
         Self {
-            state,
             reader,
             ids,
             mixed,
@@ -162,10 +169,20 @@ impl<'a> Replayer<'a> {
             producer: String::new(),
             out: Vec::new(),
             skip: BTreeSet::new(),
+            checks_collection: false,
+            collected: Vec::new(),
             records: 0,
-            end: Lsn::ZERO,
-            chain: None,
         }
+    }
+
+    /// From here on a data file that the index needs is not given up, whatever the journal says.
+    pub fn check_collection(&mut self) {
+        self.checks_collection = true;
+    }
+
+    /// The first record of the oldest transaction without an outcome.
+    pub fn open_from(&self) -> Option<Lsn> {
+        self.open.values().flatten().map(|step| step.location().lsn()).min()
     }
 
     /// Leaves out these data files: their deletion was decided, and what cancels their records may be gone already.
@@ -180,9 +197,19 @@ impl<'a> Replayer<'a> {
     }
 
     /// Replays one batch.
-    pub fn batch(&mut self, batch: &BatchView) -> Result<(), ReplayError> {
+    pub fn batch(&mut self, state: &mut State, batch: &BatchView) -> Result<(), ReplayError> {
+        if self.begin(state, batch)? {
+            for record in batch.records() {
+                self.record(state, record, batch.stamp.is_some())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Before the records of a batch; `false` if they count no more.
+    pub(crate) fn begin(&mut self, state: &mut State, batch: &BatchView) -> Result<bool, ReplayError> {
         if self.skip.contains(&batch.lsn.file()) {
-            return Ok(());
+            return Ok(false);
         }
         let ours = batch.stamp.is_some();
         let is_new = batch.lsn >= self.applied;
@@ -190,23 +217,29 @@ impl<'a> Replayer<'a> {
             return Err(ReplayError::ForeignTail { at: batch.lsn });
         }
         self.seen_ours |= ours;
-        self.state.files.touch(batch.lsn.file());
-        for record in batch.records() {
-            self.record(record, ours)?;
-        }
-        self.end = batch.end();
-        self.chain = batch.chain.map(|chain| chain.0);
-        Ok(())
+        state.files.touch(batch.lsn.file());
+        Ok(true)
     }
 
-    fn record(&mut self, record: Record, ours: bool) -> Result<(), ReplayError> {
+    /// One record of a batch that was begun; `ours` = the batch has a stamp.
+    pub(crate) fn record(
+        &mut self,
+        state: &mut State,
+        record: Record,
+        ours: bool,
+    ) -> Result<(), ReplayError> {
         let Record { at, size, payload } = record;
         self.records += 1;
         if payload.first() == Some(&0) {
             if let Some(Trace::Collection(collection)) = Trace::decode(&payload)
                 && at.lsn() >= self.applied
             {
-                self.apply(Op::Collect { files: collection.files().to_vec() })?;
+                if self.checks_collection {
+                    self.check_unreferenced(state, at, collection.files())?;
+                }
+                let end = Lsn(at.lsn().0 + u64::from(size));
+                self.collected.extend(collection.files().iter().map(|&file| (end, file)));
+                self.apply(state, Op::Collect { files: collection.files().to_vec() })?;
             }
             return Ok(());
         }
@@ -215,13 +248,13 @@ impl<'a> Replayer<'a> {
         match command {
             Command::AddMessage(add) => match add.transaction.clone() {
                 Some(id) => {
-                    let key = self.state.key(&add.destination);
-                    self.state.name(key);
+                    let key = state.key(&add.destination);
+                    state.name(key);
                     self.open.entry(id).or_default().push(Step::Add { add, at, size, ours });
                 }
                 None if is_new => {
-                    if let Some(op) = self.add(&add, at, size, ours)? {
-                        self.apply(op)?;
+                    if let Some(op) = self.add(state, &add, at, size, ours)? {
+                        self.apply(state, op)?;
                     }
                 }
                 None => {}
@@ -229,26 +262,26 @@ impl<'a> Replayer<'a> {
             Command::RemoveMessage(remove) => match remove.transaction.clone() {
                 Some(id) => self.open.entry(id).or_default().push(Step::Remove { remove, at, size, ours }),
                 None if is_new => {
-                    if let Some(op) = self.remove(&remove, at, ours)? {
-                        self.apply(op)?;
+                    if let Some(op) = self.remove(state, &remove, at, ours)? {
+                        self.apply(state, op)?;
                     }
                 }
                 None => {}
             },
-            Command::Prepare(id) => self.prepare(id, at)?,
-            Command::Commit(id) => self.commit(&id, at, is_new)?,
-            Command::Rollback(id) => self.rollback(&id)?,
+            Command::Prepare(id) => self.prepare(state, id, at)?,
+            Command::Commit(id) => self.commit(state, &id, at, is_new)?,
+            Command::Rollback(id) => self.rollback(state, &id)?,
             Command::UpdateMessage(add) if is_new => {
-                let op = self.update(&add, at, size, ours)?;
-                self.apply(op)?;
+                let op = self.update(state, &add, at, size, ours)?;
+                self.apply(state, op)?;
             }
-            Command::Subscription(subscription) if is_new => self.subscription(&subscription, at)?,
+            Command::Subscription(subscription) if is_new => self.subscription(state, &subscription, at)?,
             Command::RemoveDestination(destination) if is_new => {
-                let destination = self.state.key(&destination);
+                let destination = state.key(&destination);
                 if let Some(ids) = &mut self.ids {
                     ids.clear(destination);
                 }
-                self.apply(Op::RemoveDestination { destination, by: at.file })?;
+                self.apply(state, Op::RemoveDestination { destination, by: at.file })?;
             }
             Command::UpdateMessage(_) | Command::Subscription(_) | Command::RemoveDestination(_) => {}
             // Hints that we recompute, and the mark of a compacted file, whose records are harmless to read twice and must
@@ -268,19 +301,38 @@ impl<'a> Replayer<'a> {
         Ok(())
     }
 
-    fn apply(&mut self, op: Op) -> Result<(), ReplayError> {
-        self.out.clear();
-        self.state.apply(op, &mut self.out)?;
+    fn check_unreferenced(&self, state: &State, at: Location, files: &[u32]) -> Result<(), ReplayError> {
+        let prepared = state.first_prepared_file();
+        let open = self.open_from().map(Lsn::file);
+        for &file in files {
+            let use_ = state.files.get(file).cloned().unwrap_or_default();
+            let why = if use_.live > 0 {
+                format!("{} live messages", use_.live)
+            } else if use_.subscriptions > 0 {
+                format!("{} durable subscriptions", use_.subscriptions)
+            } else if prepared.into_iter().chain(open).any(|first| file >= first) {
+                "operations of a transaction without an outcome".to_owned()
+            } else {
+                continue;
+            };
+            return Err(ReplayError::Referenced { at, file, why });
+        }
         Ok(())
     }
 
-    fn audit(&mut self, key: &str) {
+    fn apply(&mut self, state: &mut State, op: Op) -> Result<(), ReplayError> {
+        self.out.clear();
+        state.apply(op, &mut self.out)?;
+        Ok(())
+    }
+
+    fn audit(&mut self, state: &mut State, key: &str) {
         let Some(id) = MessageId::from_key(key) else { return };
         if self.producer != *id.producer.connection {
             self.producer.clear();
             self.producer.push_str(&id.producer.connection);
         }
-        self.state.audit.saw(&id.producer, id.sequence);
+        state.audit.saw(&id.producer, id.sequence);
     }
 
     fn slot(add: &AddMessage, at: Location, size: u32) -> Result<(Slot, i64), ReplayError> {
@@ -298,41 +350,50 @@ impl<'a> Replayer<'a> {
 
     fn add(
         &mut self,
+        state: &mut State,
         add: &AddMessage,
         at: Location,
         size: u32,
         ours: bool,
     ) -> Result<Option<Op>, ReplayError> {
-        let destination = self.state.key(&add.destination);
-        self.state.name(destination);
-        self.audit(&add.message_key);
+        let destination = state.key(&add.destination);
+        state.name(destination);
+        self.audit(state, &add.message_key);
         let (slot, stored) = Self::slot(add, at, size)?;
         if let Some(sequence) = self.own_sequence(stored, ours) {
             return Ok(Some(Op::Add { destination, sequence, slot }));
         }
-        let Some(ids) = &mut self.ids else { return Ok(None) };
-        if ids.get(destination, &add.message_key).is_some() {
+        if self.ids.as_ref().is_some_and(|ids| ids.get(destination, &add.message_key).is_some()) {
             return Ok(None); // the first one wins
         }
-        let Some(d) = self.state.get_mut(destination) else { return Ok(None) };
+        let Some(d) = state.get_mut(destination) else { return Ok(None) };
         if !d.name.kind.is_queue() && d.subscriptions.is_empty() {
             return Ok(None);
         }
         let sequence = d.next_sequence;
         d.next_sequence += 1;
-        ids.insert(destination, &add.message_key, sequence);
+        if let Some(ids) = &mut self.ids {
+            ids.insert(destination, &add.message_key, sequence);
+        }
         Ok(Some(Op::Add { destination, sequence, slot }))
     }
 
-    fn update(&mut self, add: &AddMessage, at: Location, size: u32, ours: bool) -> Result<Op, ReplayError> {
-        let destination = self.state.key(&add.destination);
-        self.state.name(destination);
+    fn update(
+        &mut self,
+        state: &mut State,
+        add: &AddMessage,
+        at: Location,
+        size: u32,
+        ours: bool,
+    ) -> Result<Op, ReplayError> {
+        let destination = state.key(&add.destination);
+        state.name(destination);
         let (slot, stored) = Self::slot(add, at, size)?;
         let by_id = self.ids.as_ref().and_then(|ids| ids.get(destination, &add.message_key));
         let sequence = match by_id.or_else(|| self.own_sequence(stored, ours)) {
             Some(sequence) => sequence,
             None => {
-                let sequence = self.state.get_mut(destination).map_or(0, |d| {
+                let sequence = state.get_mut(destination).map_or(0, |d| {
                     d.next_sequence += 1;
                     d.next_sequence - 1
                 });
@@ -347,11 +408,12 @@ impl<'a> Replayer<'a> {
 
     fn resolve(
         &mut self,
+        state: &mut State,
         remove: &RemoveMessage,
         at: Location,
         ours: bool,
     ) -> Result<Option<(DestinationKey, Option<SubscriptionKey>, u64)>, ReplayError> {
-        let destination = self.state.key(&remove.destination);
+        let destination = state.key(&remove.destination);
         let mut sequence = self.ids.as_ref().and_then(|ids| ids.get(destination, &remove.message_key));
         if sequence.is_none() && ours && !self.mixed {
             let ack: &Bytes = match &remove.ack {
@@ -365,7 +427,7 @@ impl<'a> Replayer<'a> {
         let Some(sequence) = sequence else { return Ok(None) };
         let subscription = match &remove.subscription_key {
             None => None,
-            Some(joined) => match self.subscription_key(destination, joined) {
+            Some(joined) => match Self::subscription_key(state, destination, joined) {
                 None => return Ok(None),
                 known => known,
             },
@@ -373,23 +435,24 @@ impl<'a> Replayer<'a> {
         Ok(Some((destination, subscription, sequence)))
     }
 
-    fn subscription_key(&self, destination: DestinationKey, joined: &str) -> Option<SubscriptionKey> {
+    fn subscription_key(state: &State, destination: DestinationKey, joined: &str) -> Option<SubscriptionKey> {
         let matches = |key: &&SubscriptionKey| {
             joined
                 .strip_prefix(&*key.client_id)
                 .and_then(|rest| rest.strip_prefix(':'))
                 .is_some_and(|name| *name == *key.name)
         };
-        self.state.get(destination)?.subscriptions.keys().find(matches).cloned()
+        state.get(destination)?.subscriptions.keys().find(matches).cloned()
     }
 
     fn remove(
         &mut self,
+        state: &mut State,
         remove: &RemoveMessage,
         at: Location,
         ours: bool,
     ) -> Result<Option<Op>, ReplayError> {
-        let Some((destination, subscription, sequence)) = self.resolve(remove, at, ours)? else {
+        let Some((destination, subscription, sequence)) = self.resolve(state, remove, at, ours)? else {
             return Ok(None);
         };
         Ok(Some(match subscription {
@@ -403,9 +466,9 @@ impl<'a> Replayer<'a> {
         }))
     }
 
-    fn prepare(&mut self, id: TransactionId, at: Location) -> Result<(), ReplayError> {
+    fn prepare(&mut self, state: &mut State, id: TransactionId, at: Location) -> Result<(), ReplayError> {
         let Some(steps) = self.open.remove(&id) else { return Ok(()) };
-        if self.state.prepared.contains_key(&id) {
+        if state.prepared.contains_key(&id) {
             return Ok(());
         }
         let first = steps.iter().map(Step::location).min().unwrap_or(at);
@@ -413,15 +476,15 @@ impl<'a> Replayer<'a> {
         for step in &steps {
             operations.push(match step {
                 Step::Add { add, at, size, .. } => {
-                    PreparedOp::Add { destination: self.state.key(&add.destination), at: *at, size: *size }
+                    PreparedOp::Add { destination: state.key(&add.destination), at: *at, size: *size }
                 }
                 Step::Remove { remove, at, size, ours } => {
-                    let found = self.resolve(remove, *at, *ours)?;
+                    let found = self.resolve(state, remove, *at, *ours)?;
                     if let Some((destination, subscription, sequence)) = &found {
-                        self.state.hold(*destination, subscription.as_ref(), *sequence, true)?;
+                        state.hold(*destination, subscription.as_ref(), *sequence, true)?;
                     }
                     PreparedOp::Remove {
-                        destination: self.state.key(&remove.destination),
+                        destination: state.key(&remove.destination),
                         subscription: found.as_ref().and_then(|(_, subscription, _)| subscription.clone()),
                         sequence: found.map(|(.., sequence)| sequence),
                         at: *at,
@@ -430,28 +493,34 @@ impl<'a> Replayer<'a> {
                 }
             });
         }
-        self.state.prepared.insert(id, Prepared { operations, first, at });
+        state.prepared.insert(id, Prepared { operations, first, at });
         Ok(())
     }
 
-    fn rollback(&mut self, id: &TransactionId) -> Result<(), ReplayError> {
+    fn rollback(&mut self, state: &mut State, id: &TransactionId) -> Result<(), ReplayError> {
         if self.open.remove(id).is_some() {
             return Ok(());
         }
-        let Some(prepared) = self.state.prepared.remove(id) else { return Ok(()) };
+        let Some(prepared) = state.prepared.remove(id) else { return Ok(()) };
         for op in prepared.operations {
             if let PreparedOp::Remove { destination, subscription, sequence: Some(sequence), .. } = op {
-                self.state.hold(destination, subscription.as_ref(), sequence, false)?;
+                state.hold(destination, subscription.as_ref(), sequence, false)?;
             }
         }
         Ok(())
     }
 
-    fn commit(&mut self, id: &TransactionId, at: Location, is_new: bool) -> Result<(), ReplayError> {
+    fn commit(
+        &mut self,
+        state: &mut State,
+        id: &TransactionId,
+        at: Location,
+        is_new: bool,
+    ) -> Result<(), ReplayError> {
         let steps = match self.open.remove(id) {
             Some(steps) => steps,
-            None => match self.state.prepared.remove(id) {
-                Some(prepared) => self.read_prepared(prepared)?,
+            None => match state.prepared.remove(id) {
+                Some(prepared) => self.read_prepared(state, prepared)?,
                 None => return Ok(()),
             },
         };
@@ -462,17 +531,17 @@ impl<'a> Replayer<'a> {
         for step in steps {
             // One by one: later steps may name messages of earlier ones.
             let op = match &step {
-                Step::Add { add, at, size, ours } => self.add(add, *at, *size, *ours)?,
-                Step::Remove { remove, at, ours, .. } => self.remove(remove, *at, *ours)?,
+                Step::Add { add, at, size, ours } => self.add(state, add, *at, *size, *ours)?,
+                Step::Remove { remove, at, ours, .. } => self.remove(state, remove, *at, *ours)?,
             };
             if let Some(op) = op {
-                self.apply(Op::Transaction { operations: vec![op], by: at.file, from })?;
+                self.apply(state, Op::Transaction { operations: vec![op], by: at.file, from })?;
             }
         }
         Ok(())
     }
 
-    fn read_prepared(&mut self, prepared: Prepared) -> Result<Vec<Step>, ReplayError> {
+    fn read_prepared(&mut self, state: &mut State, prepared: Prepared) -> Result<Vec<Step>, ReplayError> {
         let mut steps = Vec::with_capacity(prepared.operations.len());
         for op in prepared.operations {
             let (at, size) = match &op {
@@ -487,7 +556,7 @@ impl<'a> Replayer<'a> {
                         destination, subscription, sequence: Some(sequence), ..
                     } = op
                     {
-                        self.state.hold(destination, subscription.as_ref(), sequence, false)?;
+                        state.hold(destination, subscription.as_ref(), sequence, false)?;
                         if let Some(ids) = &mut self.ids {
                             ids.insert(destination, &remove.message_key, sequence);
                         }
@@ -500,8 +569,13 @@ impl<'a> Replayer<'a> {
         Ok(steps)
     }
 
-    fn subscription(&mut self, subscription: &Subscription, at: Location) -> Result<(), ReplayError> {
-        let destination = self.state.key(&subscription.destination);
+    fn subscription(
+        &mut self,
+        state: &mut State,
+        subscription: &Subscription,
+        at: Location,
+    ) -> Result<(), ReplayError> {
+        let destination = state.key(&subscription.destination);
         match &subscription.info {
             Some(info) => {
                 // A copy: the subscription outlives the buffer that it was read from.
@@ -511,20 +585,24 @@ impl<'a> Replayer<'a> {
                     client_id: info.client_id.clone(),
                     name: info.subscription_name.clone(),
                 };
-                let known =
-                    self.state.get(destination).and_then(|d| d.subscriptions.get(&key)).map(|sub| sub.at);
+                let known = state.get(destination).and_then(|d| d.subscriptions.get(&key)).map(|sub| sub.at);
                 if known == Some(at) {
                     return Ok(());
                 }
-                self.apply(Op::Subscribe {
-                    destination,
-                    info: Box::new(info),
-                    retroactive: subscription.retroactive,
-                    at,
-                })
+                self.apply(
+                    state,
+                    Op::Subscribe {
+                        destination,
+                        info: Box::new(info),
+                        retroactive: subscription.retroactive,
+                        at,
+                    },
+                )
             }
-            None => match self.subscription_key(destination, &subscription.subscription_key) {
-                Some(key) => self.apply(Op::Unsubscribe { destination, subscription: key, by: at.file }),
+            None => match Self::subscription_key(state, destination, &subscription.subscription_key) {
+                Some(key) => {
+                    self.apply(state, Op::Unsubscribe { destination, subscription: key, by: at.file })
+                }
                 // ActiveMQ writes a removal to every topic that it knows.
                 None => Ok(()),
             },

@@ -11,6 +11,7 @@ use kahawai_message::storage::{Applied, DestinationKey, Entry, SubscriptionKey, 
 use kahawai_message::stored::SubscriptionInfo;
 use kahawai_message::{Destination, ProducerId, TransactionId};
 use kahawai_types::{Location, Lsn};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::chunk::{CHUNK, Slot, Slots};
 use crate::files::FileTable;
@@ -745,6 +746,62 @@ impl State {
         Ok(())
     }
 
+    /// A number for what a consumer could tell apart: live messages with their places, what each durable subscription has
+    /// pending, transactions in doubt. Equal on nodes that have applied the same journal up to the same position, however
+    /// they came there. Reads every chunk; those that are not resident stay so.
+    pub fn digest(&self) -> Outcome<u64> {
+        let mut hash = Xxh3::new();
+        let mut all: Vec<_> =
+            self.destinations().filter(|(_, d)| d.count > 0 || !d.subscriptions.is_empty()).collect();
+        all.sort_unstable_by_key(|(_, d)| (d.name.kind as u8, &*d.name.name));
+        for (key, d) in all {
+            put_name(&d.name, &mut hash);
+            let subscriptions: Vec<_> = d.subscriptions.iter().collect();
+            for (name, sub) in &subscriptions {
+                put_text(&name.client_id, &mut hash);
+                put_text(&name.name, &mut hash);
+                hash.update(&sub.pending.to_be_bytes());
+            }
+            for &number in d.chunks.keys() {
+                let slots = self.peek(key, d, number)?;
+                for (offset, slot) in slots.iter() {
+                    let sequence = number * CHUNK + u64::from(offset);
+                    hash.update(&sequence.to_be_bytes());
+                    hash.update(&slot.location().lsn().0.to_be_bytes());
+                    hash.update(&slot.size().to_be_bytes());
+                    hash.update(&[slot.tier() as u8]);
+                    for (_, sub) in &subscriptions {
+                        hash.update(&[u8::from(sub.has_pending(sequence))]);
+                    }
+                }
+            }
+        }
+        for (id, prepared) in &self.prepared {
+            put_text(&id.to_string(), &mut hash);
+            hash.update(&prepared.at.lsn().0.to_be_bytes());
+            for op in &prepared.operations {
+                let (destination, sequence, at) = match op {
+                    PreparedOp::Add { destination, at, .. } => (destination, None, at),
+                    PreparedOp::Remove { destination, sequence, at, .. } => (destination, *sequence, at),
+                };
+                put_name(&self.get(*destination).map(|d| d.name.clone()).unwrap_or_default(), &mut hash);
+                hash.update(&at.lsn().0.to_be_bytes());
+                hash.update(&sequence.map_or(0, |n| n.saturating_add(1)).to_be_bytes());
+            }
+        }
+        Ok(hash.digest())
+    }
+
+    /// A chunk, without making it resident.
+    fn peek(&self, key: DestinationKey, d: &DestinationState, number: u64) -> Outcome<Arc<Slots>> {
+        if let Some(Chunk { body: Body::Resident(slots), .. }) = d.chunks.get(&number) {
+            return Ok(Arc::clone(slots));
+        }
+        let fail = |reason| ChunkError { destination: d.name.to_string(), chunk: number, reason };
+        let source = self.source.as_ref().ok_or_else(|| fail("there is no index store".into()))?;
+        source.load(key, number).map(Arc::new).map_err(fail)
+    }
+
     /// The first data file with an operation of a prepared transaction.
     pub fn first_prepared_file(&self) -> Option<u32> {
         self.prepared.values().map(|prepared| prepared.first.file).min()
@@ -826,6 +883,16 @@ impl State {
             }
         }
     }
+}
+
+fn put_text(text: &str, hash: &mut Xxh3) {
+    hash.update(&(text.len() as u64).to_be_bytes());
+    hash.update(text.as_bytes());
+}
+
+fn put_name(name: &Destination, hash: &mut Xxh3) {
+    hash.update(&[name.kind as u8]);
+    put_text(&name.name, hash);
 }
 
 /// A destination as a checkpoint keeps it.

@@ -6,5 +6,7 @@ mod append;
 mod crash;
 mod damage;
 mod foreign;
+mod history;
 mod model;
 mod replica;
+mod truncate;

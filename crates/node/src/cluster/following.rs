@@ -1,7 +1,7 @@
 //! The threads of a replica: one copies what the primary sends, one brings the index to the commit position, one keeps house.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use kahawai_env::Clock;
 use kahawai_journal::{CONTROL_BYTES, Chain, Control, CopyError, Preparer, Writer};
 use kahawai_store::Follower;
 use kahawai_types::Lsn;
-use tokio::sync::mpsc as tokio_mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use crate::core::Bell;
@@ -18,7 +18,7 @@ use crate::core::Bell;
 /// Records applied under one lock.
 const APPLY_MAX: usize = 4096;
 /// Bodies that may wait for the copying thread; what they may hold is bounded by the window that the primary was given.
-const BODIES_MAX: usize = 1024;
+const WORK_MAX: usize = 1024;
 /// One flush for at most so many bytes.
 const COPY_BYTES_MAX: usize = 16 << 20;
 /// How often housekeeping looks.
@@ -27,6 +27,15 @@ const UPKEEP: Duration = Duration::from_millis(500);
 const CHECKPOINT_MS: u64 = 5_000;
 /// A checkpoint is due when a restart would replay this much.
 const CHECKPOINT_BYTES: u64 = 256 << 20;
+
+/// For the copying thread.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// The body of a JOURNAL_UPDATE, with its first position.
+    Body(Lsn, Bytes),
+    /// Say where the journal ends when everything before this is done.
+    Barrier(oneshot::Sender<(Lsn, Option<Chain>)>),
+}
 
 /// What the threads say to the session.
 #[derive(Clone, PartialEq, Debug)]
@@ -111,9 +120,8 @@ impl Following {
 /// The running threads.
 pub(crate) struct FollowingThreads {
     pub(crate) following: Arc<Following>,
-    /// Bodies of JOURNAL_UPDATE, each with its first position.
-    pub(crate) bodies: mpsc::SyncSender<(Lsn, Bytes)>,
-    pub(crate) said: tokio_mpsc::UnboundedReceiver<Said>,
+    pub(crate) work: mpsc::Sender<Work>,
+    pub(crate) said: mpsc::UnboundedReceiver<Said>,
     copier: JoinHandle<Option<Writer>>,
     others: Vec<JoinHandle<()>>,
 }
@@ -162,21 +170,21 @@ impl FollowingThreads {
             failure: OnceLock::new(),
             failed: tokio::sync::Notify::new(),
         });
-        let (bodies, receiver) = mpsc::sync_channel(BODIES_MAX);
-        let (say, said) = tokio_mpsc::unbounded_channel();
-        let copier = spawn("copy", &following, move |following| copy(following, writer, &receiver, &say))?;
+        let (work, receiver) = mpsc::channel(WORK_MAX);
+        let (say, said) = mpsc::unbounded_channel();
+        let copier = spawn("copy", &following, move |following| copy(following, writer, receiver, &say))?;
         let others = vec![
             spawn("follow", &following, apply)?,
             spawn("prepare", &following, move |_| preparer_run(preparer))?,
             spawn("upkeep", &following, move |following| upkeep(following, &*clock, may_retire))?,
         ];
-        Ok(Self { following, bodies, said, copier, others })
+        Ok(Self { following, work, said, copier, others })
     }
 
     /// Ends the threads that follow; what was sent is written first. The store comes back with its writer, for a promotion or
     /// to be closed. Blocks.
     pub(crate) fn end(self) -> Result<(Follower, Writer, FollowingRest), String> {
-        drop(self.bodies);
+        drop(self.work);
         let writer = self.copier.join().ok().flatten();
         self.following.stopping.store(true, Ordering::Release);
         self.following.bell.ring();
@@ -218,7 +226,7 @@ fn preparer_run(mut preparer: Preparer) {
 /// Cuts a body into its batches.
 fn split(mut at: Lsn, mut body: Bytes, out: &mut Vec<(Lsn, Bytes)>) -> Result<(), String> {
     while !body.is_empty() {
-        let control = Control::decode(&body).map_err(|problem| format!("the batch at {at}: {problem}"))?;
+        let control = Control::decode(&body).ok_or_else(|| format!("there is no batch at {at}"))?;
         let bytes = CONTROL_BYTES + control.payload_bytes as usize;
         if bytes > body.len() {
             return Err(format!("the batch at {at} has {bytes} bytes, {} came", body.len()));
@@ -232,20 +240,36 @@ fn split(mut at: Lsn, mut body: Bytes, out: &mut Vec<(Lsn, Bytes)>) -> Result<()
 fn copy(
     following: &Following,
     mut writer: Writer,
-    bodies: &mpsc::Receiver<(Lsn, Bytes)>,
-    say: &tokio_mpsc::UnboundedSender<Said>,
+    mut work: mpsc::Receiver<Work>,
+    say: &mpsc::UnboundedSender<Said>,
 ) -> Option<Writer> {
     let mut batches = Vec::new();
-    while let Ok((at, body)) = bodies.recv() {
+    let mut ahead = None;
+    while let Some(next) = ahead.take().or_else(|| work.blocking_recv()) {
+        let (at, body) = match next {
+            Work::Body(at, body) => (at, body),
+            Work::Barrier(answer) => {
+                let _ = answer.send((writer.written(), writer.chain()));
+                continue;
+            }
+        };
         // Whatever gathered during the last flush goes into one.
         let mut bytes = body.len();
         let mut cut = split(at, body, &mut batches);
         while cut.is_ok()
             && bytes < COPY_BYTES_MAX
-            && let Ok((at, body)) = bodies.try_recv()
+            && let Ok(next) = work.try_recv()
         {
-            bytes += body.len();
-            cut = split(at, body, &mut batches);
+            match next {
+                Work::Body(at, body) => {
+                    bytes += body.len();
+                    cut = split(at, body, &mut batches);
+                }
+                barrier @ Work::Barrier(_) => {
+                    ahead = Some(barrier);
+                    break;
+                }
+            }
         }
         let copied = writer.copy(&batches);
         batches.clear();

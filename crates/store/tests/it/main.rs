@@ -4,4 +4,5 @@
 
 mod crash;
 mod fixtures;
+mod follow;
 mod world;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kahawai_env::{Files, OsEntropy};
 use kahawai_journal::{JournalOptions, Writer};
 use kahawai_message::storage::{AckBy, Operation, Storage, SubscriptionKey, Tier};
@@ -125,6 +126,8 @@ pub struct World {
     /// What the log up to the last crash came to.
     pub base: Content_,
     pub confirmed: Lsn,
+    /// What replicas are sent: every batch that was written.
+    pub sent: Vec<(Lsn, Bytes)>,
     next_id: i64,
 }
 
@@ -189,8 +192,42 @@ impl World {
             log: Vec::new(),
             base: Content_::default(),
             confirmed: Lsn::ZERO,
+            sent: Vec::new(),
             next_id: 0,
         }
+    }
+
+    /// Goes on with the store of a replica that became the primary, whose journal ends at `end`.
+    pub fn take_over(&mut self, files: MemoryFiles, store: Store, writer: Writer, end: Lsn) {
+        self.base = self.expected(end);
+        self.log.clear();
+        (self.files, self.store, self.writer) = (files, store, writer);
+        self.sent.retain(|(at, _)| *at < end);
+        assert!(self.settle(), "a sound disk");
+    }
+
+    /// Writes one batch; `None` if there is none, an error if the disk has failed.
+    pub fn write(&mut self) -> Result<Option<Lsn>, ()> {
+        let Some(batch) = self.writer.try_next(self.confirmed).map_err(drop)? else { return Ok(None) };
+        let sent = (batch.start, batch.bytes());
+        let end = self.writer.write(batch).map_err(drop)?;
+        self.sent.push(sent);
+        Ok(Some(end))
+    }
+
+    /// A message for a queue, appended and no more.
+    pub fn add_one(&mut self) {
+        let message = self.message(&Destination::queue("A"));
+        let destination = self.store.destination(&message.destination);
+        let sequence = self.store.state().get(destination).unwrap().next_sequence;
+        let step = Step::Add {
+            to: message.destination.to_string(),
+            sequence,
+            id: message.id.to_string(),
+            tier: Tier::Default as u8,
+        };
+        let end = self.store.add(destination, &message, false).unwrap().end;
+        self.log.push((end, step));
     }
 
     fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
@@ -274,20 +311,17 @@ impl World {
     /// Writes and applies what is appended; `false` = the disk has failed.
     pub fn settle(&mut self) -> bool {
         loop {
-            match self.writer.try_next(self.confirmed) {
+            match self.write() {
                 Ok(None) => {
                     while self.store.apply(self.confirmed, 3, &mut Vec::new()).unwrap() {}
                     return true;
                 }
-                Err(_) => return false,
-                Ok(Some(batch)) => match self.writer.write(batch) {
-                    Ok(end) => {
-                        self.confirmed = end;
-                        let mut out = Vec::new();
-                        while self.store.apply(end, 3, &mut out).unwrap() {}
-                    }
-                    Err(_) => return false,
-                },
+                Err(()) => return false,
+                Ok(Some(end)) => {
+                    self.confirmed = end;
+                    let mut out = Vec::new();
+                    while self.store.apply(end, 3, &mut out).unwrap() {}
+                }
             }
         }
     }
@@ -378,8 +412,8 @@ impl World {
             }
             84..88 => {
                 // The index may stand in the middle of a batch.
-                if let Ok(Some(batch)) = self.writer.try_next(self.confirmed) {
-                    let Ok(end) = self.writer.write(batch) else { return false };
+                let Ok(end) = self.write() else { return false };
+                if let Some(end) = end {
                     self.confirmed = end;
                     let some = self.random.below(4) as usize;
                     self.store.apply(end, some, &mut Vec::new()).unwrap();

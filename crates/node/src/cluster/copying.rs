@@ -1,0 +1,367 @@
+//! The replica's end of a stream connection.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kahawai_env::{Clock, Files};
+use kahawai_journal::Chain;
+use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, Secrets, SyncId, SyncManifest};
+use kahawai_replication::{
+    EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing, Vitals,
+};
+use kahawai_store::Identity;
+use kahawai_types::{ClusterId, Epoch, Location, Lsn, ReplicaId};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use super::bulk::BulkSink;
+use super::following::{FollowingThreads, Said, Work};
+use super::net::{Connected, Credentials, FrameWriter, dial};
+use super::reign::boot_ms;
+
+/// Bytes that a replica takes without having flushed them.
+const RECEIVE_WINDOW: u64 = 32 << 20;
+/// How often a session looks at the time.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How a session ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// Try again.
+    Lost,
+    /// The journal has to be cut, on a closed store.
+    Truncate { to: Lsn, chain: Chain },
+    /// Files were fetched, and have to be installed on a closed store.
+    Install(SyncManifest, Vec<kahawai_journal::EpochStart>),
+    /// This store does not belong to the cluster, or has what it must not have: no use in trying again soon.
+    Refused(String),
+}
+
+/// What sessions of a replica need.
+pub(crate) struct Copying {
+    pub(crate) files: Arc<dyn Files>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) identity: Arc<Mutex<Identity>>,
+    pub(crate) secrets: Secrets,
+    pub(crate) address: String,
+    pub(crate) clients: Vec<String>,
+    pub(crate) timing: Timing,
+    pub(crate) unclean_generation: u64,
+    pub(crate) bulk: Arc<BulkSink>,
+    /// What the session does, for the status.
+    pub(crate) state: Arc<Mutex<String>>,
+}
+
+impl Copying {
+    fn state(&self, text: &str) {
+        text.clone_into(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Follows the primary at `address` for as long as it goes.
+    pub(crate) async fn session(&self, address: &str, threads: &mut FollowingThreads) -> Ended {
+        self.state("connecting");
+        let log = match self.log(threads).await {
+            Ok(log) => log,
+            Err(problem) => {
+                warn!(%problem, "our own journal cannot be matched");
+                return Ended::Lost;
+            }
+        };
+        let credentials = self.credentials(log.end == Lsn::ZERO);
+        let connected = match dial(address, Role::Stream, &credentials).await {
+            Ok(connected) => connected,
+            Err(problem) => {
+                warn!(primary = address, %problem, "the primary cannot be reached");
+                self.state(&format!("the primary cannot be reached: {problem}"));
+                return Ended::Lost;
+            }
+        };
+        if let Err(problem) = self.join(connected.peer.cluster_id).await {
+            warn!(%problem, "this store cannot join the cluster");
+            return Ended::Refused(problem);
+        }
+        let promised = self.promised();
+        let epoch = connected.peer.epoch.unwrap_or(Epoch(0));
+        let now = boot_ms(&*self.clock);
+        let options = SinkOptions {
+            log,
+            promised,
+            epoch,
+            receive_window: RECEIVE_WINDOW,
+            address: self.address.clone(),
+            clients: self.clients.clone(),
+            timing: self.timing,
+        };
+        let machine = SinkSession::new(options, now);
+        let session = Session { copying: self, machine, effects: Vec::new(), sync: None, state: NodeState::CatchingUp, epochs: Vec::new() };
+        let ended = session.run(connected, address, threads).await;
+        self.state(if matches!(ended, Ended::Lost) { "disconnected" } else { "reopening" });
+        ended
+    }
+
+    fn credentials(&self, is_empty: bool) -> Credentials {
+        let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        Credentials {
+            // Who has nothing yet takes the cluster that it finds.
+            cluster_id: (identity.has_joined() || !is_empty).then_some(identity.cluster_id),
+            replica: ReplicaId { node: identity.node_id.clone(), store: identity.store_id },
+            boot: identity.boot_id,
+            secrets: self.secrets.clone(),
+        }
+    }
+
+    async fn join(&self, cluster_id: ClusterId) -> Result<(), String> {
+        let (identity, files) = (Arc::clone(&self.identity), Arc::clone(&self.files));
+        let adopted = spawn_blocking(move || {
+            identity.lock().unwrap_or_else(PoisonError::into_inner).adopt_cluster(&files, cluster_id)
+        });
+        adopted.await.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))
+    }
+
+    fn promised(&self) -> Epoch {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).promised_epoch
+    }
+
+    /// Our journal, once everything that earlier sessions sent is written.
+    async fn log(&self, threads: &mut FollowingThreads) -> Result<LocalLog, String> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || "the copying thread has ended".to_owned();
+        threads.work.send(Work::Barrier(answer)).await.map_err(|_| gone())?;
+        let (end, chain) = answered.await.map_err(|_| gone())?;
+        while threads.said.try_recv().is_ok() {}
+        let following = &threads.following;
+        let (known_commit, applied) = (following.committed(), following.applied());
+        let (reader, files) =
+            following.with(|follower| (follower.reader(), follower.journal().files())).ok_or_else(gone)?;
+        let epochs = spawn_blocking(move || reader.epochs()).await.map_err(|e| e.to_string())?;
+        let starts: Vec<EpochStart> = epochs
+            .map_err(|e| crate::chain(&e))?
+            .into_iter()
+            .filter(|start| start.epoch.0 > 0)
+            .map(|start| EpochStart {
+                epoch: start.epoch,
+                start: start.start,
+                chain_before: start.chain_before.0,
+            })
+            .collect();
+        let first = files.first().map(|file| Location::new(file.id, 0).lsn());
+        Ok(LocalLog {
+            history: EpochHistory::new(starts).map_err(|e| e.to_string())?,
+            first_lsn: first.unwrap_or(Lsn::ZERO),
+            // Nothing was ever written: the next place is no end.
+            end: if first.is_some() { end } else { Lsn::ZERO },
+            durable: if first.is_some() { end } else { Lsn::ZERO },
+            chain_at_end: chain.unwrap_or_default().0,
+            known_commit: if first.is_some() { known_commit } else { Lsn::ZERO },
+            applied: if first.is_some() { applied } else { Lsn::ZERO },
+            is_foreign_tail: false,
+            unclean_generation: self.unclean_generation,
+        })
+    }
+}
+
+struct Session<'a> {
+    copying: &'a Copying,
+    machine: SinkSession,
+    effects: Vec<SinkEffect>,
+    /// Files that are being fetched.
+    sync: Option<(SyncId, tokio::task::JoinHandle<Result<SyncManifest, String>>)>,
+    state: NodeState,
+    /// The primary's reigns: those whose beginnings are in files that nobody has any more.
+    epochs: Vec<kahawai_journal::EpochStart>,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if let Some((_, task)) = &self.sync {
+            task.abort();
+        }
+    }
+}
+
+impl Session<'_> {
+    async fn run(mut self, connected: Connected, address: &str, threads: &mut FollowingThreads) -> Ended {
+        let Connected { mut reader, mut writer, peer, .. } = connected;
+        let mut tick = tokio::time::interval(TICK);
+        let mut event = SinkEvent::Start;
+        loop {
+            match self.step(event, address, &peer.replica.node.0, threads, &mut writer).await {
+                Ok(None) => {}
+                Ok(Some(ended)) => {
+                    let _ = writer.flush().await;
+                    return ended;
+                }
+                Err(problem) => {
+                    info!(%problem, "connection to the primary lost");
+                    return Ended::Lost;
+                }
+            }
+            event = tokio::select! {
+                biased;
+                said = threads.said.recv() => match said {
+                    Some(Said::Written { durable, chain }) => {
+                        SinkEvent::Written { durable, chain: chain.0 }
+                    }
+                    Some(Said::Refused(problem)) => {
+                        warn!(%problem, "what the primary sent does not continue this journal");
+                        SinkEvent::Refuse(ErrorFrame::new(ErrorCode::Corrupt, problem))
+                    }
+                    None => return Ended::Lost,
+                },
+                frame = reader.next() => match frame {
+                    Ok(frame) => {
+                        self.look(&frame);
+                        SinkEvent::Frame(frame)
+                    }
+                    Err(problem) => {
+                        info!(%problem, "connection to the primary lost");
+                        return Ended::Lost;
+                    }
+                },
+                fetched = fetched(&mut self.sync) => match fetched {
+                    Ok(manifest) => {
+                        self.copying.state("installing");
+                        let reason = "the files are complete".into();
+                        let leave = SinkEvent::Leave { reason, reconnect_after_ms: Some(1_000) };
+                        // Nothing to add to what it leaves with.
+                        let _ = self.step(leave, address, "", threads, &mut writer).await;
+                        let _ = writer.flush().await;
+                        return Ended::Install(manifest, std::mem::take(&mut self.epochs));
+                    }
+                    Err((sync_id, reason)) => {
+                        warn!(%reason, "synchronisation interrupted");
+                        let failed = SinkEvent::SyncFailed { sync_id, reason };
+                        let _ = self.step(failed, address, "", threads, &mut writer).await;
+                        let _ = writer.flush().await;
+                        return Ended::Lost;
+                    }
+                },
+                _ = tick.tick() => {
+                    if let Some((sync_id, _)) = &self.sync {
+                        let progress = self.copying.bulk.progress();
+                        let event = SinkEvent::SyncProgress {
+                            sync_id: *sync_id,
+                            files_done: progress.files_done,
+                            bytes_done: progress.bytes_done,
+                        };
+                        if self.step(event, address, "", threads, &mut writer).await.is_err() {
+                            return Ended::Lost;
+                        }
+                    }
+                    let applied = SinkEvent::Applied(threads.following.applied());
+                    if self.step(applied, address, "", threads, &mut writer).await.is_err() {
+                        return Ended::Lost;
+                    }
+                    let durable = threads.following.durable();
+                    let state = self.state;
+                    SinkEvent::Tick(Vitals { state, durable, disk_free_bytes: 0, last_flush_us: 0 })
+                }
+            };
+        }
+    }
+
+    async fn step(
+        &mut self,
+        event: SinkEvent,
+        address: &str,
+        primary: &str,
+        threads: &mut FollowingThreads,
+        writer: &mut FrameWriter,
+    ) -> std::io::Result<Option<Ended>> {
+        let now = boot_ms(&*self.copying.clock);
+        let mut effects = std::mem::take(&mut self.effects);
+        self.machine.step(now, event, &mut effects);
+        let mut ended = None;
+        let mut pending: std::collections::VecDeque<SinkEffect> = effects.drain(..).collect();
+        self.effects = effects;
+        while let Some(effect) = pending.pop_front() {
+            match effect {
+                SinkEffect::Send(frame) => writer.send(&frame).await?,
+                SinkEffect::Promise(epoch) => {
+                    let promised = self.promise(epoch).await?;
+                    let mut more = Vec::new();
+                    self.machine.step(now, SinkEvent::Promised(promised), &mut more);
+                    pending.extend(more);
+                }
+                SinkEffect::Attached { at } => {
+                    info!(%at, primary, "following the primary");
+                    self.state = NodeState::Online;
+                    self.copying.state("streaming");
+                }
+                SinkEffect::Append { lsn, batches, .. } => append(threads, lsn, batches).await?,
+                SinkEffect::Commit(commit) => threads.following.commit(commit),
+                SinkEffect::Truncate { to, chain } => ended = Some(Ended::Truncate { to, chain: Chain(chain) }),
+                SinkEffect::Bulk(manifest) => {
+                    self.copying.state("synchronising");
+                    self.state = NodeState::Synchronizing;
+                    let sync_id = manifest.sync_id;
+                    let fetch = Arc::clone(&self.copying.bulk).fetch(
+                        manifest,
+                        address.to_owned(),
+                        self.copying.credentials(false),
+                    );
+                    self.sync = Some((sync_id, tokio::spawn(fetch)));
+                }
+                SinkEffect::SyncAborted { reason, .. } => {
+                    warn!(%reason, "the primary has given up the synchronisation");
+                    ended = Some(Ended::Lost);
+                }
+                SinkEffect::Vitals(_) | SinkEffect::Switchover(_) => {}
+                SinkEffect::Close(end) => {
+                    info!(reason = %end, "session with the primary ended");
+                    let refused = matches!(
+                        &end,
+                        kahawai_replication::SessionEnd::Refused(error)
+                        | kahawai_replication::SessionEnd::Told(error)
+                            if matches!(
+                                error.code,
+                                ErrorCode::Diverged | ErrorCode::Corrupt | ErrorCode::NotMember | ErrorCode::Auth
+                            )
+                    );
+                    ended.get_or_insert(if refused { Ended::Refused(end.to_string()) } else { Ended::Lost });
+                }
+            }
+        }
+        writer.flush().await?;
+        Ok(ended)
+    }
+
+    fn look(&mut self, frame: &Frame) {
+        let Frame::SlaveInitResponse(response) = frame else { return };
+        let known = response.epoch_history.iter().map(|start| kahawai_journal::EpochStart {
+            epoch: start.epoch,
+            start: start.start,
+            chain_before: Chain(start.chain_before),
+        });
+        self.epochs = known.collect();
+    }
+
+    async fn promise(&self, epoch: Epoch) -> std::io::Result<Epoch> {
+        let (identity, files) = (Arc::clone(&self.copying.identity), Arc::clone(&self.copying.files));
+        let promised = spawn_blocking(move || {
+            let mut identity = identity.lock().unwrap_or_else(PoisonError::into_inner);
+            identity.promise(&files, epoch).map(|()| identity.promised_epoch)
+        });
+        promised.await.map_err(std::io::Error::other)?.map_err(|e| std::io::Error::other(crate::chain(&e)))
+    }
+}
+
+async fn append(threads: &FollowingThreads, lsn: Lsn, batches: Bytes) -> std::io::Result<()> {
+    threads.work.send(Work::Body(lsn, batches)).await.map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+}
+
+/// The end of a fetch; never, if there is none.
+async fn fetched(
+    sync: &mut Option<(SyncId, tokio::task::JoinHandle<Result<SyncManifest, String>>)>,
+) -> Result<SyncManifest, (SyncId, String)> {
+    let Some((sync_id, task)) = sync else { return std::future::pending().await };
+    let (sync_id, result) = (*sync_id, task.await);
+    *sync = None;
+    match result {
+        Ok(Ok(manifest)) => Ok(manifest),
+        Ok(Err(reason)) => Err((sync_id, reason)),
+        Err(failed) => Err((sync_id, failed.to_string())),
+    }
+}

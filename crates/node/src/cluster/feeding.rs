@@ -1,0 +1,468 @@
+//! The primary's end of a stream connection: one task hears the replica, one feeds it.
+//!
+//! The hearing task never waits for the socket to take anything, so acknowledgements are counted however slowly the replica
+//! reads.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use kahawai_election::{Event, Member, Request};
+use kahawai_journal::{Batches, JournalReader, ReadError};
+use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, LagReport, NodeState, Peer};
+use kahawai_replication::{
+    ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SourceEffect, SourceEvent, SourceOptions,
+    SourceSession, Vitals,
+};
+use kahawai_types::{Lsn, ReplicaId};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::spawn_blocking;
+use tracing::{debug, info, warn};
+
+use super::bulk::BulkSource;
+use super::electing::Election;
+use super::net::{Connected, FrameReader, FrameWriter, NetError};
+use super::reign::{Reign, boot_ms};
+
+/// Bytes under way to one replica without an acknowledgement.
+const SEND_WINDOW: u64 = 16 << 20;
+/// Bytes in one JOURNAL_UPDATE, as long as batches are smaller.
+const UPDATE_BYTES_MAX: u64 = 1 << 20;
+/// How often a session looks at the time.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a commit position may wait for a batch that carries it.
+const ANNOUNCE: Duration = Duration::from_millis(5);
+/// How long a replica that was told to go may take to hear it.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What a replica says of itself, for the status.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Heard {
+    pub(crate) vitals: Option<Vitals>,
+    pub(crate) lag: Option<LagReport>,
+    pub(crate) state: String,
+}
+
+/// What all stream sessions of a reign share.
+pub(crate) struct Feeding {
+    pub(crate) reign: Arc<Reign>,
+    pub(crate) election: Election,
+    pub(crate) bulk: Arc<BulkSource>,
+    pub(crate) has_imported_files: bool,
+    pub(crate) heard: Mutex<std::collections::BTreeMap<ReplicaId, Heard>>,
+}
+
+impl Feeding {
+    /// What replicas said last.
+    pub(crate) fn heard(&self) -> MutexGuard<'_, std::collections::BTreeMap<ReplicaId, Heard>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For the feeding task.
+enum Out {
+    Frame(Frame),
+    StreamFrom(Lsn),
+    Close,
+}
+
+/// Serves a replica until either side ends it.
+pub(crate) async fn serve(connected: Connected, feeding: Arc<Feeding>) {
+    let Connected { reader, mut writer, peer, .. } = connected;
+    let reign = Arc::clone(&feeding.reign);
+    if let Err(refusal) = reign.may_connect(&peer.replica, peer.boot) {
+        warn!(replica = %peer.replica, %refusal, "replica refused");
+        return writer.refuse(ErrorFrame::from(&refusal)).await;
+    }
+    let log = match log(&feeding).await {
+        Ok(log) => log,
+        Err(problem) => {
+            warn!(replica = %peer.replica, %problem, "our own journal cannot be matched");
+            return writer.refuse(ErrorFrame::new(ErrorCode::Busy, problem)).await;
+        }
+    };
+    let options = SourceOptions {
+        epoch: reign.epoch,
+        commit: reign.commit(),
+        unclean_generation: reign.unclean_generation,
+        send_window: SEND_WINDOW,
+        timing: reign.timing,
+        log,
+    };
+    let now = boot_ms(&*reign.shared.clock);
+    let machine = Arc::new(Mutex::new(SourceSession::new(options, now)));
+    let (out, outgoing) = mpsc::unbounded_channel();
+    let room = Arc::new(Notify::new());
+    let feeder = tokio::spawn(feed(Arc::clone(&machine), Arc::clone(&reign), outgoing, Arc::clone(&room), writer));
+    let hearing = Hearing { feeding, reign, machine, out, room, peer, effects: Vec::new() };
+    hearing.run(reader).await;
+    if tokio::time::timeout(GOODBYE, feeder).await.is_err() {
+        debug!("a replica did not take the last frames in time");
+    }
+}
+
+/// Our journal as a replica's is compared with it.
+async fn log(feeding: &Feeding) -> Result<PrimaryLog, String> {
+    let reign = &feeding.reign;
+    let mut sealed = reign.sealed();
+    // Nothing to match before there is a marker.
+    let sealed = *sealed.wait_for(|sealed| sealed.marker.is_some()).await.map_err(|e| e.to_string())?;
+    let reader = reign.reader();
+    let files: Vec<u32> =
+        reign.shared.with(|core| core.store.journal().files()).into_iter().map(|file| file.id).collect();
+    let read = spawn_blocking(move || -> Result<_, ReadError> {
+        let contiguous_from = contiguous(&files, sealed.end.file());
+        let first = kahawai_types::Location::new(contiguous_from, 0).lsn();
+        let chain_before = reader.chain_at(first)?.map_or(0, |chain| chain.0);
+        Ok((reader.epochs()?, contiguous_from, chain_before))
+    });
+    let (epochs, contiguous_from, chain_before) =
+        read.await.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))?;
+    let mut starts: Vec<EpochStart> = epochs
+        .into_iter()
+        .filter(|start| start.epoch < reign.epoch && start.epoch.0 > 0)
+        .map(|start| EpochStart { epoch: start.epoch, start: start.start, chain_before: start.chain_before.0 })
+        .collect();
+    if let Some((start, chain_before)) = sealed.marker {
+        starts.push(EpochStart { epoch: reign.epoch, start, chain_before });
+    }
+    let history = EpochHistory::new(starts).map_err(|e| e.to_string())?;
+    Ok(PrimaryLog {
+        history,
+        contiguous_from,
+        chain_before,
+        end: sealed.end,
+        chain_at_end: sealed.chain,
+        has_imported_files: feeding.has_imported_files,
+    })
+}
+
+/// The first file of those that follow each other up to the newest.
+fn contiguous(files: &[u32], newest: u32) -> u32 {
+    let mut first = newest;
+    for &id in files.iter().rev().filter(|&&id| id < newest) {
+        if id + 1 != first {
+            break;
+        }
+        first = id;
+    }
+    first
+}
+
+struct Hearing {
+    feeding: Arc<Feeding>,
+    reign: Arc<Reign>,
+    machine: Arc<Mutex<SourceSession>>,
+    out: mpsc::UnboundedSender<Out>,
+    room: Arc<Notify>,
+    peer: Peer,
+    effects: Vec<SourceEffect>,
+}
+
+impl Hearing {
+    async fn run(mut self, mut reader: FrameReader) {
+        let (session, mut refused) = self.reign.open_session();
+        let (answer, mut answers) = mpsc::unbounded_channel();
+        let mut tick = tokio::time::interval(TICK);
+        let mut orderly = false;
+        let reign = Arc::clone(&self.reign);
+        let ended = reign.ended();
+        tokio::pin!(ended);
+        loop {
+            let event = tokio::select! {
+                frame = reader.next() => match frame {
+                    Ok(frame) => {
+                        orderly = matches!(frame, Frame::Goodbye(_));
+                        SourceEvent::Frame(frame)
+                    }
+                    Err(error) => {
+                        let replica = &self.peer.replica;
+                        match error {
+                            NetError::Closed => info!(%replica, "replica disconnected"),
+                            error => info!(%replica, %error, "connection to the replica lost"),
+                        }
+                        break;
+                    }
+                },
+                Some(refusal) = refused.recv() => SourceEvent::Refuse(ErrorFrame::from(&refusal)),
+                Some(answer) = answers.recv() => answer,
+                () = &mut ended => SourceEvent::Leave {
+                    reason: "this node no longer leads".into(),
+                    reconnect_after_ms: Some(100),
+                },
+                _ = tick.tick() => SourceEvent::Tick(self.vitals()),
+            };
+            if self.step(event, session, &answer) {
+                break;
+            }
+        }
+        self.reign.close_session(session, orderly);
+        let _ = self.out.send(Out::Close);
+    }
+
+    fn vitals(&self) -> Vitals {
+        let durable = self.reign.durable();
+        Vitals { state: NodeState::Master, durable, disk_free_bytes: 0, last_flush_us: 0 }
+    }
+
+    fn machine(&self) -> MutexGuard<'_, SourceSession> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `true` = the session is over.
+    fn step(
+        &mut self,
+        event: SourceEvent,
+        session: kahawai_replication::SessionId,
+        answer: &mpsc::UnboundedSender<SourceEvent>,
+    ) -> bool {
+        let now = boot_ms(&*self.reign.shared.clock);
+        let mut effects = std::mem::take(&mut self.effects);
+        self.machine().step(now, event, &mut effects);
+        let mut over = false;
+        for effect in effects.drain(..) {
+            over |= self.carry_out(effect, session, answer);
+        }
+        self.effects = effects;
+        over
+    }
+
+    fn send(&self, out: Out) {
+        // The feeder ends with the session.
+        let _ = self.out.send(out);
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Heard)) {
+        note(self.feeding.heard().entry(self.peer.replica.clone()).or_default());
+    }
+
+    fn carry_out(
+        &mut self,
+        effect: SourceEffect,
+        session: kahawai_replication::SessionId,
+        answer: &mpsc::UnboundedSender<SourceEvent>,
+    ) -> bool {
+        let replica = self.peer.replica.clone();
+        match effect {
+            SourceEffect::Send(frame) => self.send(Out::Frame(frame)),
+            SourceEffect::Serves { address, clients } => {
+                let member = Member { store: replica.store, address, clients, priority: 0 };
+                let known = self.feeding.election.view().record;
+                if known.is_none_or(|record| record.members.get(&replica.node) != Some(&member)) {
+                    self.feeding.election.ask(Request::PutMember { node: replica.node, member });
+                }
+            }
+            SourceEffect::NeedChain { at } => {
+                let (reader, answer) = (self.reign.reader(), answer.clone());
+                tokio::spawn(async move {
+                    let read = spawn_blocking(move || reader.chain_at(at)).await;
+                    let chain = read.ok().and_then(Result::ok).flatten().map(|chain| chain.0);
+                    let _ = answer.send(SourceEvent::Chain(ChainAt { at, chain }));
+                });
+            }
+            SourceEffect::NeedManifest => {
+                let (feeding, answer) = (Arc::clone(&self.feeding), answer.clone());
+                self.note(|heard| heard.state = "synchronising".into());
+                tokio::spawn(async move {
+                    let event = match feeding.bulk.manifest(&feeding.reign, &replica).await {
+                        Ok(manifest) => SourceEvent::Manifest(manifest),
+                        Err(problem) => {
+                            warn!(%replica, %problem, "no synchronisation now");
+                            SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, problem))
+                        }
+                    };
+                    let _ = answer.send(event);
+                });
+            }
+            SourceEffect::Attached { durable } => {
+                info!(%replica, %durable, epoch = self.reign.epoch.0, "replica attached");
+                self.note(|heard| heard.state = "streaming".into());
+                self.feeding.bulk.attached(&replica);
+                let boot = self.peer.boot;
+                self.reign.step(PrimaryEvent::Connected { replica: &replica, boot, session, durable });
+            }
+            SourceEffect::StreamFrom(at) => self.send(Out::StreamFrom(at)),
+            SourceEffect::Acked { durable, applied } => {
+                self.reign.step(PrimaryEvent::Acked { session, durable, applied });
+                self.room.notify_one();
+            }
+            SourceEffect::Online => debug!(%replica, "replica has caught up"),
+            SourceEffect::Lease { sync_id, files_done, bytes_done } => {
+                self.feeding.bulk.renew(sync_id, files_done, bytes_done);
+            }
+            SourceEffect::SyncAborted { sync_id, reason } => {
+                warn!(%replica, %reason, "synchronisation given up by the replica");
+                self.feeding.bulk.release(sync_id);
+            }
+            SourceEffect::Lag(report) => self.note(|heard| heard.lag = Some(report)),
+            SourceEffect::Vitals(vitals) => self.note(|heard| heard.vitals = Some(vitals)),
+            SourceEffect::Switchover(frame) => debug!(%replica, frame = frame.name(), "not used"),
+            SourceEffect::Fenced(epoch) => {
+                warn!(%replica, epoch = epoch.0, "a replica has promised a newer epoch");
+                self.feeding.election.tell(Event::PeerEpoch(epoch));
+            }
+            SourceEffect::Close(end) => {
+                info!(%replica, reason = %end, "session with the replica ended");
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Sends what the machine says, and the journal as far as the window allows.
+async fn feed(
+    machine: Arc<Mutex<SourceSession>>,
+    reign: Arc<Reign>,
+    mut outgoing: mpsc::UnboundedReceiver<Out>,
+    room: Arc<Notify>,
+    mut writer: FrameWriter,
+) -> std::io::Result<()> {
+    let lock = || machine.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut sealed = reign.sealed();
+    let mut committed = reign.committed();
+    let mut cursor = None;
+    let mut files = None;
+    loop {
+        while let Ok(out) = outgoing.try_recv() {
+            match out {
+                Out::Frame(frame) => writer.send(&frame).await?,
+                Out::StreamFrom(at) => cursor = Some(at),
+                Out::Close => return writer.flush().await,
+            }
+        }
+        let window = lock().window();
+        let mut caught_up = false;
+        if let Some(at) = cursor.filter(|_| window > 0) {
+            sealed.borrow_and_update();
+            let limit = window.min(UPDATE_BYTES_MAX) as usize;
+            let piece = reign.ring(|ring| match ring.from(at, limit) {
+                Next::Batches(run) => Some(Ok((run.start(), run.prev_chain(), run.end(), run.body()))),
+                Next::CaughtUp => None,
+                Next::FallenOut => Some(Err(())),
+            });
+            let piece = match piece {
+                None => {
+                    caught_up = true;
+                    None
+                }
+                Some(Ok(piece)) => {
+                    files = None;
+                    Some(piece)
+                }
+                Some(Err(())) => {
+                    let from = files.take().unwrap_or_else(|| FromFiles::new(&reign.reader(), at));
+                    let (read, rest) = spawn_blocking(move || from.next()).await.map_err(std::io::Error::other)?;
+                    files = Some(rest);
+                    match read {
+                        Ok(Some(piece)) => Some(piece),
+                        Ok(None) => {
+                            // Sealed, not flushed here yet, and out of the ring: it will be in the files soon.
+                            files = None;
+                            caught_up = true;
+                            None
+                        }
+                        Err(problem) => {
+                            warn!(%problem, "the journal cannot be read for a replica");
+                            return Err(std::io::Error::other(problem));
+                        }
+                    }
+                }
+            };
+            if let Some((start, prev_chain, end, body)) = piece {
+                let frame = lock().update(start, prev_chain, body, reign.commit());
+                writer.send(&frame).await?;
+                cursor = Some(end);
+                continue;
+            }
+        }
+        writer.flush().await?;
+        let commit_moved = committed.has_changed().unwrap_or(false);
+        tokio::select! {
+            biased;
+            changed = sealed.changed(), if caught_up => if changed.is_err() { return Ok(()) },
+            out = outgoing.recv() => match out {
+                Some(Out::Frame(frame)) => writer.send(&frame).await?,
+                Some(Out::StreamFrom(at)) => cursor = Some(at),
+                Some(Out::Close) | None => return writer.flush().await,
+            },
+            () = room.notified() => {}
+            () = tokio::time::sleep(ANNOUNCE), if cursor.is_some() && commit_moved => {
+                let commit = *committed.borrow_and_update();
+                let mut effects = Vec::new();
+                let now = boot_ms(&*reign.shared.clock);
+                lock().step(now, SourceEvent::Committed(commit), &mut effects);
+                for effect in effects {
+                    if let SourceEffect::Send(frame) = effect {
+                        writer.send(&frame).await?;
+                    }
+                }
+            }
+            changed = committed.changed(), if !commit_moved => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                // Seen, not announced: the next look at it starts the wait.
+                committed.mark_changed();
+            }
+        }
+    }
+}
+
+/// Reads what is no longer in the ring.
+struct FromFiles {
+    batches: Batches,
+    ahead: Option<kahawai_journal::BatchView>,
+    chain: u64,
+}
+
+type Piece = (Lsn, u64, Lsn, Bytes);
+
+impl FromFiles {
+    fn new(reader: &JournalReader, at: Lsn) -> Self {
+        let chain = reader.chain_at(at).ok().flatten().map_or(0, |chain| chain.0);
+        Self { batches: reader.batches(at), ahead: None, chain }
+    }
+
+    /// Whole batches that follow each other in one file.
+    fn next(mut self) -> (Result<Option<Piece>, String>, Self) {
+        let piece = self.piece().map_err(|problem| crate::chain(&problem));
+        (piece, self)
+    }
+
+    fn piece(&mut self) -> Result<Option<Piece>, ReadError> {
+        let Some(first) = self.ahead.take().map_or_else(|| self.batches.next().transpose(), |b| Ok(Some(b)))?
+        else {
+            return Ok(None);
+        };
+        let start = first.lsn;
+        let prev_chain = first.stamp.as_ref().map_or(self.chain, |stamp| stamp.prev_chain.0);
+        let mut end = first.end();
+        self.chain = first.chain.map_or(0, |chain| chain.0);
+        let mut body = BytesMut::from(&first.bytes[..]);
+        while (body.len() as u64) < UPDATE_BYTES_MAX {
+            let Some(next) = self.batches.next().transpose()? else { break };
+            if next.lsn != end {
+                self.ahead = Some(next);
+                break;
+            }
+            end = next.end();
+            self.chain = next.chain.map_or(0, |chain| chain.0);
+            body.extend_from_slice(&next.bytes);
+        }
+        Ok(Some((start, prev_chain, end, body.freeze())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_contiguous_back_to_the_first_gap() {
+        assert_eq!(contiguous(&[1, 2, 4, 5, 6], 6), 4);
+        assert_eq!(contiguous(&[1, 2, 3], 3), 1);
+        assert_eq!(contiguous(&[1, 2, 3], 4), 1, "the newest file may not have a flushed batch yet");
+        assert_eq!(contiguous(&[], 7), 7);
+    }
+}

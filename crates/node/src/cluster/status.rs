@@ -1,0 +1,361 @@
+//! What the admin API shows and commands.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kahawai_admin::{CommandError, CommandErrorKind, CommandFuture, Control};
+use kahawai_admin_api::{
+    BrokerStatus, ClusterCommand, Connector, DestinationKind, DestinationStatus, ElectionStatus, Histogram,
+    JournalStatus, Member, Presence, PrimaryStatus, ReplicaStatus, Role, RoleChange, Status, Suspension,
+    SyncProgress,
+};
+use kahawai_election::{ClusterRecord, PrimaryRef, Refusal, Request};
+use kahawai_journal::{DataFile, JournalStats};
+use kahawai_store::state::State;
+use kahawai_types::{ClusterId, NodeId};
+use tokio::sync::oneshot;
+
+use super::bulk::SinkProgress;
+use super::net::host_and_port;
+use super::{Command, Present, Stage, unpoisoned};
+
+/// Destinations that are listed one by one.
+const DESTINATIONS_MAX: usize = 1000;
+
+/// A node of a cluster, as its admin API sees it.
+pub(super) struct NodeControl {
+    stage: Arc<Stage>,
+}
+
+impl NodeControl {
+    pub(super) fn new(stage: Arc<Stage>) -> Self {
+        Self { stage }
+    }
+}
+
+/// What the journal has done.
+pub(crate) fn journal(stats: &JournalStats, files: &[DataFile]) -> JournalStatus {
+    JournalStatus {
+        records: stats.records,
+        batches: stats.batches,
+        bytes: stats.bytes,
+        flushes: stats.flushes,
+        flush_seconds: Histogram::from_microseconds(&stats.flush_us_buckets, stats.flush_us_sum),
+        flush_seconds_max: stats.flush_us_max as f64 / 1e6,
+        files: files.len() as u64,
+        file_bytes: files.iter().map(|file| file.bytes).sum(),
+    }
+}
+
+/// What the store holds.
+pub(crate) fn contents(state: &State, status: &mut Status) {
+    for (_, destination) in state.destinations() {
+        let is_queue = destination.name.kind.is_queue();
+        let messages = if is_queue {
+            destination.count
+        } else {
+            destination.subscriptions.values().map(|subscription| subscription.pending).sum()
+        };
+        status.broker.destinations += 1;
+        status.broker.messages += messages;
+        status.broker.durable_subscriptions += destination.subscriptions.len() as u64;
+        if status.destinations.len() < DESTINATIONS_MAX {
+            status.destinations.push(DestinationStatus {
+                kind: if is_queue { DestinationKind::Queue } else { DestinationKind::Topic },
+                name: destination.name.name.to_string(),
+                messages,
+                ..DestinationStatus::default()
+            });
+        }
+    }
+}
+
+fn primary(primary: &PrimaryRef) -> PrimaryStatus {
+    PrimaryStatus {
+        node: primary.node.to_string(),
+        replication: host_and_port(&primary.address).to_owned(),
+        clients: primary.clients.clone(),
+    }
+}
+
+fn synchronisation(progress: &SinkProgress) -> Option<SyncProgress> {
+    progress.active.then(|| SyncProgress {
+        bytes_total: progress.bytes_total,
+        bytes_done: progress.bytes_done,
+        bytes_resumed: progress.bytes_resumed,
+        bytes_per_second: progress.bytes_per_s,
+        eta_seconds: progress.eta_ms.map(|ms| ms / 1000),
+        sessions: progress.sessions,
+        files: Vec::new(),
+        retries: progress.retries.into(),
+        last_error: progress.last_error.clone(),
+    })
+}
+
+impl Control for NodeControl {
+    fn status(&self) -> Status {
+        let stage = &self.stage;
+        let view = stage.election.view();
+        let record = view.record.as_ref();
+        let mut status = {
+            let identity = stage.identity();
+            Status {
+                node_id: identity.node_id.to_string(),
+                store_id: identity.store_id.to_string(),
+                cluster_id: identity.has_joined().then(|| identity.cluster_id.to_string()),
+                epoch: record.map_or(identity.promised_epoch, |record| record.epoch).0,
+                ..Status::default()
+            }
+        };
+        status.version = env!("CARGO_PKG_VERSION").to_owned();
+        status.started_ms = stage.started_ms;
+        status.now_ms = stage.clock.now_ms();
+        status.in_sync = record.map_or_else(Vec::new, |record| record.in_sync.iter().map(Member::from).collect());
+        status.minimum_replicas = record.map_or(0, |record| record.minimum_replicas);
+        status.primary = record.and_then(|record| record.primary.as_ref()).map(primary);
+        status.election = Some(ElectionStatus {
+            provider: stage.provider_name.clone(),
+            connected: view.connected,
+            record_version: record.map_or(0, |record| record.version),
+            waiting_for: Some(view.status.to_string()),
+            present: view
+                .present
+                .iter()
+                .map(|other| Presence {
+                    node: other.node.to_string(),
+                    store: other.store.to_string(),
+                    last_epoch: other.last_epoch.0,
+                    end: other.end,
+                    state: format!("{:?}", other.state).to_lowercase(),
+                })
+                .collect(),
+        });
+        status.suspended = unpoisoned(&stage.suspended)
+            .clone()
+            .map(|(since_ms, reason)| Suspension { since_ms, reason });
+        status.connectors = unpoisoned(&stage.listening)
+            .iter()
+            .map(|one| Connector { name: one.name.to_owned(), address: one.address.to_string() })
+            .collect();
+        status.accepting = !status.connectors.is_empty();
+        status.changes = unpoisoned(&stage.changes)
+            .iter()
+            .map(|(at_ms, epoch, role, reason)| RoleChange {
+                at_ms: *at_ms,
+                epoch: epoch.0,
+                role: if *role == "primary" { Role::Primary } else { Role::Replica },
+                reason: reason.clone(),
+            })
+            .collect();
+        self.present(&mut status, record);
+        status
+    }
+
+    fn command(&self, command: ClusterCommand) -> CommandFuture {
+        let stage = Arc::clone(&self.stage);
+        Box::pin(async move { carry_out(&stage, command).await })
+    }
+}
+
+impl NodeControl {
+    fn present(&self, status: &mut Status, record: Option<&ClusterRecord>) {
+        let stage = &self.stage;
+        // Nothing below may wait for a role to change.
+        match &*unpoisoned(&stage.present) {
+            Present::Between(doing) => {
+                status.role = Role::Starting;
+                status.state = doing.clone();
+            }
+            Present::Following { following, bulk, session, primary } => {
+                status.role = if following.failure().is_some() { Role::Faulted } else { Role::Replica };
+                status.state = match primary {
+                    Some(_) => unpoisoned(session).clone(),
+                    None => stage.election.view().status.to_string(),
+                };
+                status.commit = following.committed();
+                status.durable = following.durable();
+                status.end = status.durable;
+                status.applied = following.applied();
+                following.with(|follower| {
+                    status.journal = journal(&follower.journal().stats(), &follower.journal().files());
+                    contents(follower.state(), status);
+                });
+                let progress = bulk.progress();
+                if let Some(synchronisation) = synchronisation(&progress) {
+                    status.replicas.push(ReplicaStatus {
+                        node: status.node_id.clone(),
+                        store: status.store_id.clone(),
+                        connected: true,
+                        state: status.state.clone(),
+                        synchronisation: Some(synchronisation),
+                        ..ReplicaStatus::default()
+                    });
+                }
+            }
+            Present::Leading { reign, feeding, connections } => {
+                status.role = Role::Primary;
+                status.epoch = reign.epoch.0;
+                let found = reign.status();
+                status.state = match (&found.suspended, found.is_active) {
+                    (Some(why), _) => format!("suspended: {why}"),
+                    (None, true) => "serving".into(),
+                    (None, false) => "beginning its epoch".into(),
+                };
+                status.commit = found.commit.max(reign.commit());
+                status.durable = found.local_durable;
+                status.end = found.end;
+                status.minimum_replicas = found.minimum_replicas;
+                status.broker = BrokerStatus {
+                    connections: connections.load(Ordering::Relaxed) as u64,
+                    ..BrokerStatus::default()
+                };
+                reign.shared.with(|core| {
+                    status.applied = core.store.applied();
+                    let journal_of = core.store.journal();
+                    status.journal = journal(&journal_of.stats(), &journal_of.files());
+                    contents(core.store.state(), status);
+                });
+                let heard = feeding.heard();
+                let told = feeding.bulk.told();
+                let offset = stage.clock.now_ms() - super::reign::boot_ms(&*stage.clock);
+                for replica in found.replicas {
+                    let last = heard.get(&replica.replica);
+                    let synchronisation = told.iter().find(|(other, _)| *other == replica.replica);
+                    status.replicas.push(ReplicaStatus {
+                        node: replica.replica.node.to_string(),
+                        store: replica.replica.store.to_string(),
+                        connected: replica.connected.is_some(),
+                        in_sync: replica.in_sync,
+                        state: match last {
+                            Some(last) if replica.connected.is_some() => last.state.clone(),
+                            _ => "disconnected".into(),
+                        },
+                        since_ms: replica.since + offset,
+                        durable: replica.durable,
+                        applied: replica.applied,
+                        lag_bytes: replica.lag_bytes,
+                        lag_seconds: last
+                            .and_then(|last| last.lag.as_ref())
+                            .map_or(0.0, |lag| lag.behind_ms as f64 / 1000.0),
+                        synchronisation: synchronisation.map(|(_, told)| SyncProgress {
+                            bytes_total: told.total_bytes,
+                            bytes_done: told.bytes_done,
+                            ..SyncProgress::default()
+                        }),
+                    });
+                }
+                for (replica, told) in &told {
+                    let is_listed = status
+                        .replicas
+                        .iter()
+                        .any(|other| other.node == replica.node.0 && other.store == replica.store.to_string());
+                    if !is_listed {
+                        status.replicas.push(ReplicaStatus {
+                            node: replica.node.to_string(),
+                            store: replica.store.to_string(),
+                            connected: true,
+                            state: "synchronising".into(),
+                            synchronisation: Some(SyncProgress {
+                                bytes_total: told.total_bytes,
+                                bytes_done: told.bytes_done,
+                                ..SyncProgress::default()
+                            }),
+                            ..ReplicaStatus::default()
+                        });
+                    }
+                }
+                if let Some(record) = record {
+                    // Members that never came in this epoch are known by the record alone.
+                    for (node, member) in &record.members {
+                        let store = member.store.to_string();
+                        let is_me = node.0 == status.node_id;
+                        if !is_me && !status.replicas.iter().any(|other| other.node == node.0 && other.store == store) {
+                            status.replicas.push(ReplicaStatus {
+                                node: node.to_string(),
+                                store,
+                                state: "disconnected".into(),
+                                ..ReplicaStatus::default()
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> CommandError {
+    let kind = match refusal {
+        Refusal::NotLeading
+        | Refusal::Leading
+        | Refusal::Conflict
+        | Refusal::TooSmall { .. }
+        | Refusal::InSync(_)
+        | Refusal::NotInSync(_)
+        | Refusal::WithoutPrimary
+        | Refusal::Unusable(_)
+        | Refusal::NotLost
+        | Refusal::OldRecord => CommandErrorKind::Refused,
+        Refusal::WrongCluster => CommandErrorKind::Invalid,
+        Refusal::Busy | Refusal::NotGranted(_) | Refusal::NoRecord => CommandErrorKind::Unavailable,
+        Refusal::SteppedDown => CommandErrorKind::Failed,
+    };
+    let error = CommandError::new(kind, refusal.to_string());
+    match refusal {
+        Refusal::NotLeading => error.advise("ask the primary; `kahawai status` says which node that is"),
+        _ => error,
+    }
+}
+
+async fn carry_out(stage: &Stage, command: ClusterCommand) -> Result<String, CommandError> {
+    match command {
+        ClusterCommand::StepDown {} => hand_over(stage, None).await,
+        ClusterCommand::Promote { node } => {
+            let node = NodeId(node);
+            let me = stage.me().node;
+            if node == me {
+                let text = "this node is asked to promote itself";
+                return Err(CommandError::new(CommandErrorKind::Invalid, text)
+                    .advise("ask the node that leads now: it hands over without loss"));
+            }
+            hand_over(stage, Some(node)).await
+        }
+        ClusterCommand::SetMinimumReplicas { replicas } => {
+            let set = stage.election.request(Request::SetMinimum(replicas)).await;
+            set.map(|()| format!("a confirmation takes {replicas} replicas now")).map_err(|e| refused(&e))
+        }
+        ClusterCommand::Remove { node, .. } => {
+            let node = NodeId(node);
+            let Some(record) = stage.election.view().record else {
+                return Err(refused(&Refusal::NoRecord));
+            };
+            if let Some(replica) = record.in_sync.iter().find(|replica| replica.node == node) {
+                let smaller = record.in_sync.iter().filter(|other| *other != replica).cloned().collect();
+                stage.election.request(Request::InSync(smaller)).await.map_err(|e| refused(&e))?;
+            }
+            let removed = stage.election.request(Request::RemoveMember(node.clone())).await;
+            removed.map(|()| format!("{node} is no longer a member")).map_err(|e| refused(&e))
+        }
+        ClusterCommand::Add { node, .. } => {
+            let text = format!("{node} joins by itself when it is started with this cluster's address");
+            Ok(text)
+        }
+        ClusterCommand::ForcePrimary { cluster_id, accept_data_loss } => {
+            if !accept_data_loss {
+                return Err(CommandError::new(CommandErrorKind::Invalid, "the loss has to be accepted in so many words"));
+            }
+            let cluster_id: ClusterId = cluster_id
+                .parse()
+                .map_err(|_| CommandError::new(CommandErrorKind::Invalid, "a cluster id has 32 hex digits"))?;
+            let forced = stage.election.request(Request::ForcePrimary { cluster_id }).await;
+            forced.map(|()| "this node leads".to_owned()).map_err(|e| refused(&e))
+        }
+    }
+}
+
+async fn hand_over(stage: &Stage, successor: Option<NodeId>) -> Result<String, CommandError> {
+    let (done, answer) = oneshot::channel();
+    let gone = || CommandError::new(CommandErrorKind::Failed, "the node ended before it answered");
+    stage.commands.send(Command::StepDown { successor, done }).map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?.map_err(|text| CommandError::new(CommandErrorKind::Refused, text))
+}

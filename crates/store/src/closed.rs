@@ -1,0 +1,61 @@
+//! What is done to a replica's store while nobody has it open: cutting the tail that its primary does not have, and putting in
+//! the data files that it lacks.
+
+use std::sync::Arc;
+
+use kahawai_env::Files;
+use kahawai_journal::{Chain, InstallError, Installed, SealedFile, TruncateError, Truncated};
+use kahawai_types::Lsn;
+
+use crate::checkpoint::{IndexError, IndexStore};
+use crate::open::known_positions;
+
+/// Why a closed store was left as it is, or half done; then the same call finishes it.
+#[derive(Debug, thiserror::Error)]
+pub enum ClosedError {
+    /// What should go was committed. Nothing was changed.
+    #[error("the journal cannot be cut at {to}: this store knows that it is committed up to {applied}")]
+    Committed {
+        /// Where it should be cut.
+        to: Lsn,
+        /// How far the index is.
+        applied: Lsn,
+    },
+    /// The journal's part of cutting.
+    #[error(transparent)]
+    Truncate(#[from] TruncateError),
+    /// The journal's part of putting in.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// The index, which had to go.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// Cuts a closed store's journal back to `to`, as [`kahawai_journal::truncate`]. `unclean`: an operator accepted that committed
+/// data is lost; an index that knows it is discarded then.
+pub fn truncate(
+    files: &Arc<dyn Files>,
+    to: Lsn,
+    expected_chain: Option<Chain>,
+    unclean: bool,
+) -> Result<Truncated, ClosedError> {
+    let applied = known_positions(files).commit;
+    // The end of a file and the start of the next are one place.
+    let committed = applied > to;
+    if committed && !unclean {
+        return Err(ClosedError::Committed { to, applied });
+    }
+    if committed {
+        IndexStore::discard(files)?;
+    }
+    Ok(kahawai_journal::truncate(files, to, expected_chain)?)
+}
+
+/// Makes the data files of a closed store those of `manifest`, as [`kahawai_journal::install`]. The index goes, and is made
+/// again from them: what was collected meanwhile promises a journal that gives the same state from its beginning, not from some
+/// place in it.
+pub fn install(files: &Arc<dyn Files>, manifest: &[SealedFile]) -> Result<Installed, ClosedError> {
+    IndexStore::discard(files)?;
+    Ok(kahawai_journal::install(files, manifest)?)
+}

@@ -1,0 +1,116 @@
+"""A primary is stopped for longer than its session, and goes on when another one has taken over (H27)."""
+
+import json
+import shutil
+import time
+
+from harness import failover, process, wire
+from harness.cluster import chosen_seed, temporary
+
+SECOND, LATE = b"second", b"late"
+
+
+class LeftBehind:
+    """A client that stays with the old primary, with work for it in every direction."""
+
+    def __init__(self, address):
+        self.client = wire.Client(address)
+        self.client.send("/queue/behind", b"first")
+        self.client.send("/queue/behind", SECOND)
+        self.client.subscribe("/queue/behind", ack="client-individual", activemq__prefetchSize=1)
+        self.first = self.client.message()
+
+    def ask(self):
+        """An acknowledgement, which would bring the next message, and sends of both kinds; nobody answers yet."""
+        self.client.frame("ACK", {"id": self.first["ack"], "receipt": "ack"})
+        self.client.frame("SEND", {"destination": "/queue/late", "persistent": "true", "receipt": "persistent"}, LATE)
+        self.client.frame("SEND", {"destination": "/queue/late", "receipt": "volatile"}, LATE)
+
+    def heard(self):
+        """What comes until the connection ends."""
+        frames, until = [], time.monotonic() + 20
+        try:
+            while time.monotonic() < until:
+                if (frame := self.client.read(1)) is not None:
+                    frames.append(frame)
+        except OSError:
+            return frames
+        raise AssertionError(f"the old primary keeps a client that it cannot serve; the client heard {frames}")
+
+
+def test_the_old_primary_says_nothing_more(long):
+    seed = chosen_seed()
+    with temporary("sigstop-primary", minimum_replicas=1) as cluster:
+        cluster.start()
+        load = failover.Load(cluster.addresses, seed=seed)
+        outages = []
+        for _ in range(10 if long else 2):
+            load.start()
+            load.flow()
+            old = cluster.primary()
+            behind = LeftBehind(old.address)
+            paused = old.pause()
+            behind.ask()
+            outages.append(load.outage(paused, cluster.takeover_seconds))
+            # It does not run, so this is its journal at the moment of the stop.
+            frozen = frozen_journal(old)
+            load.flow()
+            old.resume()
+            assert behind.heard() == [], "an old primary answered, or delivered, after another one had taken over"
+            cluster.wait_in_sync()
+            new = cluster.primary()
+            assert new is not old
+            load.flow()
+            load.stop()
+            tails_are_kept(old, new, frozen)
+            with wire.Client(new.address) as client:
+                client.subscribe("/queue/behind", ack="client-individual")
+                first, second = client.messages(2)
+                assert [first.body, second.body] == [b"first", SECOND]
+                client.ack(first)
+                client.ack(second)
+                client.subscribe("/queue/late", id="late")
+                client.silence(1)
+                client.disconnect()
+            load.check(new.address)
+            cluster.stop_alike()
+            cluster.start()
+        print(f"{load.summary()}; from SIGSTOP to the next confirmed send: {failover.distribution(outages)}")
+
+
+def frozen_journal(node):
+    """A copy of the data files of a node that is stopped."""
+    copy = node.directory.with_suffix(".frozen")
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for file in node.directory.glob("db-*.log"):
+        shutil.copy(file, copy)
+    return copy
+
+
+def tails_are_kept(old, new, frozen):
+    """What the old primary had written and nobody had confirmed is cut, and kept in `divergent`."""
+    kept = b"".join(file.read_bytes() for file in (old.directory / "replication" / "divergent").glob("*.bin"))
+    # Its last batch may be torn, which is no fault here: only the ends of the whole ones are wanted.
+    [store] = json.loads(process.run("store", "verify", frozen, "--json").stdout)["stores"]
+    for file in store["files"]:
+        name = f"db-{file['file']}.log"
+        if not (new.directory / name).exists():
+            # Collected since then.
+            continue
+        before = (frozen / name).read_bytes()[: file["used"]]
+        parted = first_difference(before, (new.directory / name).read_bytes())
+        if parted is not None:
+            print(f"{old.name} had {len(before) - parted} bytes that nobody else had")
+            assert before[parted:] in kept, f"{name} differs from offset {parted} on, and divergent/ does not have what was there"
+
+
+def first_difference(left, right):
+    """Where `right` stops beginning with `left`; `None` if it does not."""
+    if right[: len(left)] == left:
+        return None
+    low, high = 0, len(left)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if left[:middle] == right[:middle] else (low, middle)
+    return low
