@@ -3,7 +3,7 @@
 import time
 
 from harness import failover, process
-from harness.cluster import chosen_seed, flags, synchronisation, temporary
+from harness.cluster import chosen_seed, figure, flags, synchronisation, temporary
 
 MIB = 1 << 20
 BODY_BYTES = 16 << 10
@@ -54,7 +54,7 @@ def test_an_interrupted_synchronisation_resumes(long):
         load.check(cluster.primary().address)
         cluster.stop_alike()
         assert not list((newcomer.directory / "replication" / "incoming").glob("*.log")), "files that were installed lie there twice"
-        print(f"{met} interruptions; {load.summary()}")
+        figure(f"bulk sync: {met} interruptions; {load.summary()}")
 
 
 def fill(primary, wanted_bytes):

@@ -3,7 +3,7 @@
 import random
 
 from harness import failover
-from harness.cluster import chosen_seed, left_over, temporary
+from harness.cluster import chosen_seed, figure, left_over, temporary
 
 #: Kills between two complete checks.
 CHECK_EVERY = 5
@@ -31,7 +31,8 @@ def test_no_confirmed_message_is_lost(long):
             load.flow(100)
             load.stop()
             everything_is_there(cluster, load)
-            print(f"{len(outages)} kills; {load.summary()}; until the next confirmed send: {failover.distribution(outages)}", flush=True)
+            figure(f"kill9 primary: {load.summary()}")
+            figure(f"kill9 primary: kill to the next confirmed send: {failover.distribution(outages)}")
             cluster.start()
         assert load.confirmed() > 300 * kills
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import failover, wire
-from harness.cluster import chosen_seed, in_sync, temporary
+from harness.cluster import chosen_seed, figure, in_sync, temporary
 from harness.proxy import Proxy
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -58,7 +58,7 @@ def test_cut_from_zookeeper_only_it_hands_over():
         cut = time.monotonic()
         net.cut(old.name, network.ZOOKEEPER)
         outage = moved(cluster, load, old, cut)
-        print(f"cut from ZooKeeper: {outage:.2f} s to the next confirmed send")
+        figure(f"namespaces: cut from ZooKeeper: {outage:.2f} s to the next confirmed send")
 
 
 def test_cut_from_one_replica_it_goes_on_without_it():
@@ -70,7 +70,7 @@ def test_cut_from_one_replica_it_goes_on_without_it():
         cluster.wait_for(lambda found: lost not in in_sync(found[primary.name]), EVICTED_SECONDS, f"{lost} out of the set")
         load.flow()
         gap = load.moments.longest_gap(began, time.monotonic())
-        print(f"cut from one replica: {gap:.2f} s without a receipt")
+        figure(f"namespaces: cut from one replica: {gap:.2f} s without a receipt")
         assert gap < EVICTED_SECONDS
         assert cluster.primary() is primary and primary.status()["epoch"] == epoch
 
@@ -91,7 +91,7 @@ def test_cut_from_all_other_nodes_it_hands_over():
             raise AssertionError(f"the old primary keeps a client: {frame}")
         except OSError:
             pass
-        print(f"cut from all: {outage:.2f} s to the next confirmed send")
+        figure(f"namespaces: cut from all: {outage:.2f} s to the next confirmed send")
 
 
 def test_cut_from_both_replicas_but_not_zookeeper_nothing_is_confirmed_alone():
@@ -120,7 +120,7 @@ def test_one_direction_is_as_good_as_none(deaf):
         net.cut_one_way(*((replica.name, primary.name) if deaf == "primary" else (primary.name, replica.name)))
         cluster.wait_for(lambda found: replica.name not in in_sync(found[primary.name]), EVICTED_SECONDS, f"{replica.name} out of the set")
         load.flow()
-        print(f"the {deaf} hears nothing: {load.moments.longest_gap(began, time.monotonic()):.2f} s without a receipt")
+        figure(f"namespaces: the {deaf} hears nothing: {load.moments.longest_gap(began, time.monotonic()):.2f} s without a receipt")
         assert cluster.primary() is primary
 
 

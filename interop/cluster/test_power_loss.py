@@ -6,7 +6,7 @@ import time
 
 import pytest
 from harness import failover
-from harness.cluster import chosen_seed, in_sync, temporary
+from harness.cluster import chosen_seed, figure, in_sync, temporary
 
 ORDERS = list(itertools.permutations(["stale", "one", "other"]))
 #: The stale node first, in the middle and last.
@@ -45,4 +45,4 @@ def test_confirmed_data_leads_whoever_boots_last(order, long):
         cluster.wait_in_sync()
         load.check(cluster.primary().address)
         cluster.stop_alike()
-        print(f"{' '.join(order)}: {load.summary()}")
+        figure(f"power loss, started in order {' '.join(order)}: {load.summary()}")

@@ -5,7 +5,7 @@ import shutil
 import time
 
 from harness import failover, process, wire
-from harness.cluster import chosen_seed, temporary
+from harness.cluster import chosen_seed, figure, temporary
 
 SECOND, LATE = b"second", b"late"
 
@@ -75,7 +75,8 @@ def test_the_old_primary_says_nothing_more(long):
             load.check(new.address)
             cluster.stop_alike()
             cluster.start()
-        print(f"{load.summary()}; from SIGSTOP to the next confirmed send: {failover.distribution(outages)}")
+        figure(f"sigstop primary: {load.summary()}")
+        figure(f"sigstop primary: SIGSTOP to the next confirmed send: {failover.distribution(outages)}")
 
 
 def frozen_journal(node):

@@ -3,7 +3,7 @@
 import time
 
 from harness import failover, process
-from harness.cluster import chosen_seed, temporary
+from harness.cluster import chosen_seed, figure, temporary
 
 
 def test_step_down_and_promote(long):
@@ -19,8 +19,8 @@ def test_step_down_and_promote(long):
         load.check(cluster.primary().address)
         cluster.stop_alike()
         print(load.summary())
-        print(f"step-down to the next confirmed send: {failover.distribution(away)}")
-        print(f"promote to the next confirmed send: {failover.distribution(to)}")
+        figure(f"step down: step-down to the next confirmed send: {failover.distribution(away)}")
+        figure(f"step down: promote to the next confirmed send: {failover.distribution(to)}")
 
 
 def moved(cluster, load, target):

@@ -3,7 +3,7 @@
 import time
 
 from harness import failover
-from harness.cluster import GRACE_SECONDS, chosen_seed, temporary
+from harness.cluster import GRACE_SECONDS, chosen_seed, figure, temporary
 
 #: Between the last receipt that leaves in time and our reading it on a busy machine.
 READ_SECONDS = 0.3
@@ -27,7 +27,7 @@ def test_a_restart_within_the_session_changes_nothing():
         assert cluster.primary() is primary and primary.status()["epoch"] == epoch, "a restart of ZooKeeper moved the primary"
         assert [producer.connections for producer in load.producers] == connections, "clients were sent away"
         gap = load.moments.longest_gap(began, time.monotonic())
-        print(f"ZooKeeper was away for {ended - began:.2f} s; longest time without a receipt: {gap:.2f} s")
+        figure(f"zookeeper: ZooKeeper was away for {ended - began:.2f} s; longest time without a receipt: {gap:.2f} s")
         finish(cluster, load)
 
 
@@ -54,7 +54,7 @@ def test_an_outage_longer_than_the_session_stops_the_primary_and_ends_by_itself(
         cluster.zookeeper.start()
         back = time.monotonic()
         resumed = load.outage(back, 2 * cluster.takeover_seconds)
-        print(f"served for {silent - stopped:.2f} s without ZooKeeper; a send is confirmed {resumed:.2f} s after it came back")
+        figure(f"zookeeper: served for {silent - stopped:.2f} s without ZooKeeper; a send is confirmed {resumed:.2f} s after it came back")
         finish(cluster, load)
 
 
@@ -78,7 +78,7 @@ def test_an_expired_session_is_a_takeover():
         cluster.links[old.name].release()
         cluster.wait_in_sync()
         assert cluster.primary() is new
-        print(f"from the cut to the next confirmed send at {new.name}: {outage:.2f} s")
+        figure(f"zookeeper: from the cut to the next confirmed send at {new.name}: {outage:.2f} s")
         finish(cluster, load)
 
 

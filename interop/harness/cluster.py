@@ -113,9 +113,7 @@ class Node(process.Process):
         if self.log is not None:
             self.log.close()
         self.log = open(self.log_path, "ab")  # noqa: SIM115
-        self.child = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, start_new_session=True
-        )
+        self.child = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log)
         threading.Thread(target=self._follow, args=(self.child, self.said), daemon=True).start()
         if wait:
             self.wait_until_said("ready", "replica")
@@ -458,6 +456,16 @@ def temporary(what, nodes=3, **settings):
         print(f"{what}: the directory is kept: {directory}", flush=True)
         raise
     shutil.rmtree(directory)
+
+
+#: What was measured, for a summary.
+FIGURES = []
+
+
+def figure(text):
+    """Something that was measured."""
+    FIGURES.append(text)
+    print(text, flush=True)
 
 
 def chosen_seed():

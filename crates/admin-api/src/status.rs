@@ -167,7 +167,7 @@ pub struct ReplicaStatus {
     pub in_sync: bool,
     /// What it does, in words.
     pub state: String,
-    /// Since when.
+    /// Since when; 0 = not known.
     pub since_ms: Millis,
     /// End of what it has flushed.
     #[serde(with = "position")]
@@ -217,7 +217,8 @@ pub struct ElectionStatus {
     pub connected: bool,
     /// Version of the cluster record that is known.
     pub record_version: u64,
-    /// What keeps this node from its place, in words: "node b, the last in-sync member".
+    /// What keeps this node from its place, in words that go after "waits for": "node b, the last in-sync member". `None`
+    /// for whoever has its place.
     pub waiting_for: Option<String>,
     /// Who is there, by what they say themselves. A hint, not a promise.
     pub present: Vec<Presence>,

@@ -87,7 +87,7 @@ fn replicas(page: &mut Page, replicas: &[ReplicaStatus]) {
         "kahawai_replica_state_since_seconds",
         "Since when it does that, Unix time.",
         replicas,
-        |r| Some(seconds(r.since_ms)),
+        |r| (r.since_ms > 0).then(|| seconds(r.since_ms)),
     );
     let position = |what: &str| format!("{what}, {POSITION}.");
     let flushed = position("End of what the replica has flushed");

@@ -1,6 +1,7 @@
 //! The `kahawai` binary: `run`, tools for stores, small clients, and the load tool.
 
 mod clients;
+mod cluster;
 mod run;
 mod show;
 mod store;
@@ -32,6 +33,10 @@ enum Command {
     /// Look at, check and repair the store of a stopped broker, ours or ActiveMQ's.
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Show what a node does.
+    Status(cluster::StatusArguments),
+    /// Show and change a cluster.
+    Cluster(cluster::ClusterArguments),
     /// Send messages.
     Produce(clients::ProduceArgs),
     /// Receive messages and acknowledge them.
@@ -52,6 +57,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => return run::run(args),
         Command::Store(command) => store::run(command),
+        Command::Status(args) => cluster::status(args),
+        Command::Cluster(args) => cluster::cluster(args),
         Command::Produce(args) => clients::produce(args),
         Command::Consume(args) => clients::consume(args),
         Command::Browse(args) => clients::browse(args),

@@ -1,114 +1,292 @@
 //! `kahawai run`.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
-use kahawai_node::{Node, NodeError, NodeOptions, StompListener};
+use kahawai_admin::Control;
+use kahawai_config::{ClusterSettings, Flags, Properties, Protocol, Settings};
+use kahawai_election::Provider;
+use kahawai_election_zookeeper::{Credentials, ZookeeperProvider};
+use kahawai_env::{Clock, SystemClock};
+use kahawai_kdbr::{Secret, Secrets};
+use kahawai_node::{
+    ClusterNode, ClusterOptions, Listening, Node, NodeError, NodeOptions, Said, StompListener,
+};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
 
 /// Exit code for a configuration that cannot be used.
 const UNUSABLE: u8 = 2;
+/// Where the admin API listens if nothing is said, as ActiveMQ's web console.
+const ADMIN: &str = "127.0.0.1:8161";
+/// A configuration file is not longer.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
-/// Run a broker. When it is ready it prints one line per connector, `listening stomp 127.0.0.1:61613`, then `ready`. Logs go
-/// to standard error. SIGTERM or Ctrl-C stops it in good order.
+/// Run a broker, alone or in a cluster.
+///
+/// When it is ready it prints one line per connector, `listening stomp 127.0.0.1:61613`, then `ready`; a node of a cluster that
+/// does not lead prints `replica` instead, and opens its connectors when it does. Logs go to standard error. SIGTERM or Ctrl-C
+/// stops it in good order; a primary lets another node take over first.
 #[derive(Args)]
 pub struct RunArgs {
-    /// A configuration file. Not read yet: use the flags.
+    /// An activemq.xml or ha.xml: a path, `xbean:PATH` or `file:PATH`. Flags have precedence.
     config: Option<String>,
-    /// Data directory; ActiveMQ's KahaDB directory is one.
-    #[arg(long, default_value = "kahawai-data")]
-    data: PathBuf,
-    /// Where STOMP clients connect, `host:port`; port 0 picks one, `off` = nowhere.
-    #[arg(long, default_value = "127.0.0.1:61613")]
-    stomp: String,
+    /// Data directory; ActiveMQ's KahaDB directory is one. [default: kahawai-data]
+    #[arg(long)]
+    data: Option<String>,
+    /// Where STOMP clients connect, `host:port`; port 0 picks one, `off` = nowhere. [default: 127.0.0.1:61613]
+    #[arg(long)]
+    stomp: Option<String>,
     /// Where STOMP clients connect over TLS (stomp+ssl), `host:port`.
-    #[arg(long, default_value = "off", requires_all = ["tls_cert", "tls_key"])]
-    stomp_tls: String,
+    #[arg(long, requires_all = ["tls_cert", "tls_key"])]
+    stomp_tls: Option<String>,
     /// Certificate chain for TLS, a PEM file.
     #[arg(long)]
-    tls_cert: Option<PathBuf>,
+    tls_cert: Option<String>,
     /// Private key for TLS, a PEM file.
     #[arg(long)]
-    tls_key: Option<PathBuf>,
+    tls_key: Option<String>,
     /// OpenWire connector; not built yet: only `off`.
-    #[arg(long, default_value = "off")]
-    openwire: String,
+    #[arg(long)]
+    openwire: Option<String>,
     /// AMQP connector; not built yet: only `off`.
-    #[arg(long, default_value = "off")]
-    amqp: String,
+    #[arg(long)]
+    amqp: Option<String>,
     /// MQTT connector; not built yet: only `off`.
-    #[arg(long, default_value = "off")]
-    mqtt: String,
+    #[arg(long)]
+    mqtt: Option<String>,
     /// WebSocket connector; not built yet: only `off`.
-    #[arg(long, default_value = "off")]
-    ws: String,
-    /// Admin HTTP; not built yet: only `off`.
-    #[arg(long, default_value = "off")]
-    admin: String,
+    #[arg(long)]
+    ws: Option<String>,
+    /// Where the admin API listens, `host:port` or `off`. [default: 127.0.0.1:8161, unless that is taken]
+    #[arg(long)]
+    admin: Option<String>,
+    /// File with a token that the admin API wants for commands. Without one it takes them from this machine only.
+    #[arg(long)]
+    admin_token_file: Option<PathBuf>,
+    /// Take part in the cluster that ZooKeeper keeps there, `zk://host:port,.../path`.
+    #[arg(long, value_name = "URL")]
+    cluster: Option<String>,
+    /// This node's name in the cluster; stable, it belongs to the data directory.
+    #[arg(long, value_name = "NAME")]
+    node_id: Option<String>,
+    /// Where the other nodes reach this one, `host:port`.
+    #[arg(long, value_name = "ADDR")]
+    kdbr: Option<String>,
+    /// Copies besides the primary's own without which nothing persistent is confirmed. Seeds a new cluster; `kahawai cluster
+    /// set-minimum-replicas` changes it. [default: 1]
+    #[arg(long, value_name = "N")]
+    minimum_replicas: Option<u32>,
+    /// File with the secret that all nodes of the cluster know; a second line is the one before it, while they change it.
+    #[arg(long, value_name = "FILE")]
+    kdbr_secret_file: Option<PathBuf>,
+    /// Replicate in plaintext and without a secret beyond the loopback interface: the network is trusted.
+    #[arg(long)]
+    kdbr_insecure: bool,
+    /// How long the election service waits for this node before another one may lead, milliseconds. [default: 10000]
+    #[arg(long, value_name = "MS")]
+    session_timeout: Option<u32>,
+    /// Transfer connections of a synchronisation. [default: 4]
+    #[arg(long, value_name = "N")]
+    transfer_sessions: Option<u32>,
+    /// Bytes per second that synchronisations of all replicas may take; 0 = no limit. [default: 0]
+    #[arg(long, value_name = "BYTES")]
+    sync_bandwidth: Option<u64>,
+    /// Among equal copies the node with the higher number leads. [default: 0]
+    #[arg(long, value_name = "N")]
+    priority: Option<i32>,
     /// Destination in which messages of priority 5 to 9 overtake those of 4, and these the rest; `NAME` or `topic://NAME`,
     /// patterns (`ORDERS.>`) allowed; may be given several times.
     #[arg(long, value_name = "NAME")]
     prioritised: Vec<String>,
-    /// Most client connections at a time.
-    #[arg(long, default_value_t = 10_000)]
-    connections_max: usize,
+    /// Most client connections at a time. [default: 10000]
+    #[arg(long)]
+    connections_max: Option<usize>,
     /// Most bytes that non-persistent messages and topic backlogs may take in memory before producers are held back.
-    #[arg(long, default_value_t = 256 << 20)]
-    memory_bytes_max: u64,
-    /// Size at which a new journal file is begun, bytes.
-    #[arg(long, default_value_t = 32 << 20)]
-    journal_file_bytes: u32,
+    /// [default: 268435456]
+    #[arg(long)]
+    memory_bytes_max: Option<u64>,
+    /// Size at which a new journal file is begun, bytes. [default: 33554432]
+    #[arg(long)]
+    journal_file_bytes: Option<u32>,
 }
 
-fn unusable(message: &str) -> ExitCode {
+fn unusable(message: impl Display) -> ExitCode {
     eprintln!("kahawai: {message}");
     ExitCode::from(UNUSABLE)
 }
 
+/// Reads a configuration file, or one that it names.
+fn read(path: &str) -> std::io::Result<String> {
+    let mut text = String::new();
+    // One byte more, so that a file that is too long is not taken for a whole one.
+    std::fs::File::open(path)?.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn settings(args: &RunArgs) -> Result<Settings, String> {
+    let mut settings = match &args.config {
+        None => Settings::default(),
+        Some(path) => {
+            let properties = Properties::for_file(path, std::env::vars());
+            let settings = kahawai_config::load(path, &properties, &mut read).map_err(|e| e.to_string())?;
+            for line in kahawai_config::report(&settings).lines() {
+                info!("{line}");
+            }
+            settings
+        }
+    };
+    let flags = Flags {
+        data: args.data.clone(),
+        stomp: args.stomp.clone(),
+        stomp_tls: args.stomp_tls.clone(),
+        openwire: args.openwire.clone(),
+        amqp: args.amqp.clone(),
+        mqtt: args.mqtt.clone(),
+        ws: args.ws.clone(),
+        admin: args.admin.clone(),
+        tls_cert: args.tls_cert.clone(),
+        tls_key: args.tls_key.clone(),
+        cluster: args.cluster.clone(),
+        node_id: args.node_id.clone(),
+        kdbr: args.kdbr.clone(),
+        minimum_replicas: args.minimum_replicas,
+    };
+    settings.apply(&flags).map_err(|e| e.to_string())?;
+    Ok(settings)
+}
+
+fn node_options(args: &RunArgs, settings: &Settings) -> Result<NodeOptions, String> {
+    let node = &settings.node;
+    let mut options = NodeOptions::new(&node.directory);
+    if let Some(max) = args.connections_max.or(node.connections_max(Protocol::Stomp).map(|max| max as usize)) {
+        options.connections_max = max;
+    }
+    if let Some(bytes) = args.memory_bytes_max.or(node.memory_bytes_max) {
+        options.broker.limits.memory_bytes_max = bytes;
+    }
+    if let Some(bytes) = args.journal_file_bytes.or(node.journal_file_bytes) {
+        options.store.journal.file_bytes_max = bytes;
+    }
+    if let Some(bytes) = node.frame_bytes_max(Protocol::Stomp) {
+        options.stomp_limits.frame_bytes_max = usize::try_from(bytes).unwrap_or(usize::MAX);
+    }
+    let prioritised = args.prioritised.iter().chain(&node.prioritised);
+    options.broker.prioritised =
+        prioritised.map(|name| kahawai_message::Destination::from_qualified(name)).collect();
+    for connector in &node.connectors {
+        if !connector.protocol.is_served() {
+            continue;
+        }
+        let tls = match (&node.tls, connector.tls) {
+            (_, false) => None,
+            (Some(tls), true) => Some((PathBuf::from(&tls.certificate), PathBuf::from(&tls.key))),
+            (None, true) => {
+                return Err(format!(
+                    "{}: a TLS connector needs --tls-cert and --tls-key, or certificate and key of an sslContext",
+                    connector.name
+                ));
+            }
+        };
+        options.stomp.push(StompListener { address: connector.address.to_string(), tls });
+    }
+    Ok(options)
+}
+
+fn secrets(args: &RunArgs, cluster: &ClusterSettings) -> Result<Secrets, String> {
+    let from = |text: &str| Secret::new(text.as_bytes()).map_err(|e| e.to_string());
+    let Some(path) = &args.kdbr_secret_file else {
+        return match &cluster.secret {
+            None => Ok(Secrets::NONE),
+            Some(secret) => Ok(Secrets::one(from(secret.expose())?)),
+        };
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let named = |e: String| format!("{}: {e}", path.display());
+    match (lines.next(), lines.next()) {
+        (None, _) => Err(format!("{} is empty", path.display())),
+        (Some(new), None) => Ok(Secrets::one(from(new).map_err(named)?)),
+        (Some(new), Some(old)) => Ok(Secrets::rotating(from(new).map_err(named)?, from(old).map_err(named)?)),
+    }
+}
+
+fn cluster_options(args: &RunArgs, cluster: &ClusterSettings) -> Result<ClusterOptions, String> {
+    let zookeeper = &cluster.zookeeper;
+    let uri = kahawai_election_zookeeper::Uri {
+        servers: zookeeper.servers.iter().map(ToString::to_string).collect(),
+        path: zookeeper.path.clone(),
+    };
+    let session_timeout_ms =
+        args.session_timeout.unwrap_or(u32::try_from(zookeeper.session_timeout_ms).unwrap_or(u32::MAX));
+    let credentials = (!zookeeper.userid.is_empty()).then(|| Credentials {
+        user: zookeeper.userid.clone(),
+        password: zookeeper.password.expose().to_owned(),
+    });
+    let node = cluster.node_id.clone();
+    let provider = Box::new(move |boot| {
+        let clock = Arc::new(|| i64::try_from(SystemClock.boot_ms()).unwrap_or(i64::MAX));
+        let options =
+            kahawai_election_zookeeper::Options { uri, session_timeout_ms, credentials, node, boot, clock };
+        let provider = ZookeeperProvider::open(options).map_err(|e| e.to_string())?;
+        Ok(Arc::new(provider) as Arc<dyn Provider>)
+    });
+    let is_same = cluster.listen == cluster.address;
+    Ok(ClusterOptions {
+        node_id: cluster.node_id.clone(),
+        provider,
+        provider_name: "zookeeper".into(),
+        listen: cluster.listen.to_string(),
+        address: (!is_same || cluster.address.port != 0).then(|| format!("kdbr://{}", cluster.address)),
+        minimum_replicas: cluster.minimum_replicas,
+        priority: args.priority.unwrap_or(i32::try_from(cluster.priority).unwrap_or(i32::MAX)),
+        secrets: secrets(args, cluster)?,
+        insecure: args.kdbr_insecure,
+        transfer_sessions: args.transfer_sessions.unwrap_or(cluster.transfer_sessions),
+        sync_bytes_per_s: args.sync_bandwidth.or(cluster.sync_bytes_per_second_max).unwrap_or(0),
+    })
+}
+
 /// Runs a broker until it is told to stop.
 pub fn run(args: RunArgs) -> ExitCode {
-    if let Some(config) = &args.config {
-        return unusable(&format!(
-            "{config}: configuration files are not read yet; leave it out and use the flags (`kahawai run --help`)"
-        ));
-    }
-    for (flag, value) in [
-        ("--openwire", &args.openwire),
-        ("--amqp", &args.amqp),
-        ("--mqtt", &args.mqtt),
-        ("--ws", &args.ws),
-        ("--admin", &args.admin),
-    ] {
-        if value != "off" {
-            return unusable(&format!(
-                "{flag} {value}: this connector is not built yet; leave the flag out or say `off`"
-            ));
-        }
-    }
-    let mut options = NodeOptions::new(&args.data);
-    options.connections_max = args.connections_max;
-    options.broker.limits.memory_bytes_max = args.memory_bytes_max;
-    let prioritised = args.prioritised.iter().map(|name| kahawai_message::Destination::from_qualified(name));
-    options.broker.prioritised = prioritised.collect();
-    options.store.journal.file_bytes_max = args.journal_file_bytes;
-    if args.stomp != "off" {
-        options.stomp.push(StompListener { address: args.stomp, tls: None });
-    }
-    if args.stomp_tls != "off" {
-        options.stomp.push(StompListener { address: args.stomp_tls, tls: args.tls_cert.zip(args.tls_key) });
-    }
+    let settings = match settings(&args) {
+        Ok(settings) => settings,
+        Err(problem) => return unusable(problem),
+    };
+    let options = match node_options(&args, &settings) {
+        Ok(options) => options,
+        Err(problem) => return unusable(problem),
+    };
+    let cluster = match settings.cluster.as_ref().map(|cluster| cluster_options(&args, cluster)).transpose() {
+        Ok(cluster) => cluster,
+        Err(problem) => return unusable(problem),
+    };
+    let token = match args.admin_token_file.as_deref().map(token).transpose() {
+        Ok(token) => token,
+        Err(problem) => return unusable(problem),
+    };
+    let admin = Admin {
+        address: settings.node.admin.as_ref().map(ToString::to_string),
+        is_off: args.admin.as_deref() == Some("off"),
+        token,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return unusable(&format!("cannot start: {error}")),
+        Err(error) => return unusable(format!("cannot start: {error}")),
     };
-    match runtime.block_on(serve(options)) {
+    match runtime.block_on(serve(options, cluster, admin)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kahawai: {}", kahawai_node::chain(&error));
             match error {
                 NodeError::Listen { .. }
                 | NodeError::Tls(_)
+                | NodeError::Insecure { .. }
+                | NodeError::Election(_)
                 | NodeError::Open(kahawai_store::OpenError::Journal(
                     kahawai_journal::OpenError::FileBytes { .. },
                 )) => ExitCode::from(UNUSABLE),
@@ -118,26 +296,98 @@ pub fn run(args: RunArgs) -> ExitCode {
     }
 }
 
-async fn serve(options: NodeOptions) -> Result<(), NodeError> {
+fn token(path: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    match text.trim() {
+        "" => Err(format!("{} is empty", path.display())),
+        token => Ok(token.to_owned()),
+    }
+}
+
+/// Where the admin API is to be.
+struct Admin {
+    address: Option<String>,
+    is_off: bool,
+    token: Option<String>,
+}
+
+impl Admin {
+    async fn bind(&self) -> Result<Option<TcpListener>, NodeError> {
+        if self.is_off {
+            return Ok(None);
+        }
+        let address = self.address.as_deref().unwrap_or(ADMIN);
+        match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) if self.address.is_none() => {
+                warn!(address, %error, "no admin API: give this node an address of its own with --admin");
+                Ok(None)
+            }
+            Err(source) => Err(NodeError::Listen { address: address.to_owned(), source }),
+        }
+    }
+
+    fn serve(self, listener: TcpListener, control: Arc<dyn Control>) {
+        let options = kahawai_admin::Options { token: self.token, ..kahawai_admin::Options::default() };
+        // It ends with the process.
+        tokio::spawn(kahawai_admin::serve(listener, control, options, std::future::pending()));
+    }
+}
+
+/// One line for whoever started us. Nobody listens: no reason not to serve.
+fn say(line: impl Display) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn listening(connectors: &[Listening]) {
+    for connector in connectors {
+        say(format_args!("listening {} {}", connector.name, connector.address));
+    }
+}
+
+async fn serve(
+    options: NodeOptions,
+    cluster: Option<ClusterOptions>,
+    admin: Admin,
+) -> Result<(), NodeError> {
     // Before anything is announced, so that a signal right after `ready` is not lost.
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(NodeError::Thread)?;
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
         .map_err(NodeError::Thread)?;
-    let node = Node::start(options).await?;
-    let mut out = std::io::stdout().lock();
-    for connector in &node.listening {
-        // Nobody listens to our output: no reason not to serve.
-        let _ = writeln!(out, "listening {} {}", connector.name, connector.address);
-    }
-    let _ = writeln!(out, "ready");
-    let _ = out.flush();
-    drop(out);
-    node.run(async {
+    let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-    })
-    .await
+    };
+    let listener = admin.bind().await?;
+    if let Some(listener) = &listener
+        && let Ok(address) = listener.local_addr()
+    {
+        say(format_args!("listening admin {address}"));
+    }
+    let Some(cluster) = cluster else {
+        let node = Node::start(options).await?;
+        if let Some(listener) = listener {
+            admin.serve(listener, node.control());
+        }
+        listening(&node.listening);
+        say("ready");
+        return node.run(stop).await;
+    };
+    let said = |said: &Said<'_>| match said {
+        Said::Replica => say("replica"),
+        Said::Ready(connectors) => {
+            listening(connectors);
+            say("ready");
+        }
+    };
+    let node = ClusterNode::start(cluster, options, said).await?;
+    if let Some(listener) = listener {
+        admin.serve(listener, node.control());
+    }
+    say(format_args!("listening kdbr {}", node.listening));
+    node.run(stop).await
 }

@@ -217,6 +217,9 @@ async fn a_reconnected_process_is_told_to_read(bench: &impl Bench) {
     await_event(&*a, |event| *event == ProviderEvent::Suspended).await;
     await_event(&*a, |event| *event == ProviderEvent::Connected).await;
     await_event(&*a, |event| *event == ProviderEvent::GrantHeld).await;
+    // What watches for changes has survived too.
+    let revision = applied(b.cas(revision, b"1".to_vec(), None).await);
+    await_event(&*a, |event| *event == ProviderEvent::RecordChanged).await;
     let revision = applied(a.cas(revision, b"1".to_vec(), Some(fence)).await);
     bench.cut_until_expired(&node("a")).await;
     let revision = applied(b.cas(revision, b"2".to_vec(), None).await);

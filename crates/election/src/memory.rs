@@ -159,7 +159,7 @@ impl Hub {
         for client in state.clients_of(node) {
             let now = state.now;
             let Some(one) = state.clients.get_mut(client) else { continue };
-            if !one.is_cut {
+            if !one.is_cut || one.is_closed {
                 continue;
             }
             one.is_cut = false;
@@ -181,7 +181,7 @@ impl Hub {
             state.end_session(client);
             let now = state.now;
             let Some(one) = state.clients.get_mut(client) else { continue };
-            if !one.is_cut {
+            if !one.is_cut && !one.is_closed {
                 one.events.push_back(ProviderEvent::SessionLost);
                 one.session = Session::Live { renewed_at: now };
                 state.greet(client);
@@ -223,7 +223,12 @@ impl Hub {
         write.map(|write| state.write(write)).is_some()
     }
 
-    /// The record as it is now.
+    /// The record's bytes, past every fault.
+    pub fn peek(&self) -> Option<Vec<u8>> {
+        self.lock().record.as_ref().map(|(_, bytes)| bytes.clone())
+    }
+
+    /// The record as it is now, for [`roll_back`](Self::roll_back).
     pub fn snapshot(&self) -> Snapshot {
         Snapshot(self.lock().record.clone())
     }
@@ -253,7 +258,7 @@ impl State {
 
     fn clients_of(&self, node: &NodeId) -> Vec<usize> {
         (0..self.clients.len())
-            .filter(|&client| self.clients.get(client).is_some_and(|one| one.node == *node && !one.is_closed))
+            .filter(|&client| self.clients.get(client).is_some_and(|one| one.node == *node))
             .collect()
     }
 

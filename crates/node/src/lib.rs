@@ -42,5 +42,5 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 pub use cluster::{ClusterNode, ClusterOptions, Said};
-pub use node::{Node, NodeError, NodeOptions, Status};
+pub use node::{Node, NodeError, NodeOptions};
 pub use serving::{Listening, StompListener};

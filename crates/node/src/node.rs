@@ -3,13 +3,16 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kahawai_admin::{CommandError, CommandErrorKind, CommandFuture, Control};
+use kahawai_admin_api::{BrokerStatus, ClusterCommand, Connector, Member, Role, Status};
 use kahawai_broker::Broker;
 use kahawai_env::{Clock, DiskFiles, Entropy, Files, Lock, OsEntropy, SystemClock};
 use kahawai_store::{OpenOptions, Report};
 use tracing::{info, warn};
 
+use crate::cluster::status::{contents, journal};
 use crate::core::Shared;
 use crate::serving::{Bound, ClientLimits, Listening, Parts, Serving, StompListener, bind};
 use crate::threads::NoCopies;
@@ -126,19 +129,6 @@ impl Directory {
     }
 }
 
-/// What a node says of itself.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// Client connections.
-    pub connections: usize,
-    /// The commit position.
-    pub commit: kahawai_types::Lsn,
-    /// The journal's counters.
-    pub journal: kahawai_journal::JournalStats,
-    /// Whether storage has failed.
-    pub failure: Option<String>,
-}
-
 /// A broker that runs alone.
 pub struct Node {
     serving: Serving,
@@ -149,6 +139,8 @@ pub struct Node {
     pub report: Report,
     options: NodeOptions,
     directory: Directory,
+    member: Member,
+    started_ms: i64,
 }
 
 impl std::fmt::Debug for Node {
@@ -191,19 +183,21 @@ impl Node {
             warn!(message = %lost, "given up by the operator's leave");
         }
         let listening = bound.iter().map(|one| one.listening.clone()).collect();
-        Ok(Self { serving, bound, listening, report, options, directory })
+        let member =
+            Member { node: opened.identity.node_id.to_string(), store: opened.identity.store_id.to_string() };
+        Ok(Self { serving, bound, listening, report, options, directory, member, started_ms: start_ms })
     }
 
-    /// A handle for status.
-    pub fn status(&self) -> impl Fn() -> Status + Send + Sync + 'static {
-        let shared: Arc<Shared> = Arc::clone(&self.serving.shared);
-        let connections = Arc::clone(&self.serving.connections);
-        move || Status {
-            connections: connections.load(Ordering::Relaxed),
-            commit: shared.commit.position(),
-            journal: shared.with(|core| core.store.journal().stats()),
-            failure: shared.failure().map(str::to_owned),
-        }
+    /// For the admin API.
+    pub fn control(&self) -> Arc<dyn Control> {
+        Arc::new(SingleControl {
+            shared: Arc::clone(&self.serving.shared),
+            connections: Arc::clone(&self.serving.connections),
+            listening: self.listening.clone(),
+            member: self.member.clone(),
+            epoch: self.report.epoch.0,
+            started_ms: self.started_ms,
+        })
     }
 
     /// Serves clients until `stop` ends, then stops in good order: what was confirmed is durable, the index is written, the
@@ -221,5 +215,57 @@ impl Node {
         let ended = self.serving.stop().await;
         drop(self.directory);
         ended
+    }
+}
+
+/// A node that runs alone, as its admin API sees it.
+struct SingleControl {
+    shared: Arc<Shared>,
+    connections: Arc<AtomicUsize>,
+    listening: Vec<Listening>,
+    member: Member,
+    epoch: u64,
+    started_ms: i64,
+}
+
+impl Control for SingleControl {
+    fn status(&self) -> Status {
+        let commit = self.shared.commit.position();
+        let mut status = Status {
+            node_id: self.member.node.clone(),
+            store_id: self.member.store.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_ms: self.started_ms,
+            now_ms: self.shared.now(),
+            role: Role::Single,
+            state: self.shared.failure().map_or_else(|| "serving".into(), |reason| format!("storage failed: {reason}")),
+            epoch: self.epoch,
+            durable: commit,
+            commit,
+            in_sync: vec![self.member.clone()],
+            accepting: !self.listening.is_empty(),
+            broker: BrokerStatus {
+                connections: self.connections.load(Ordering::Relaxed) as u64,
+                ..BrokerStatus::default()
+            },
+            ..Status::default()
+        };
+        let connectors = self.listening.iter();
+        status.connectors = connectors
+            .map(|one| Connector { name: one.name.to_owned(), address: one.address.to_string() })
+            .collect();
+        self.shared.with(|core| {
+            status.end = kahawai_message::storage::Storage::appended_end(&core.store);
+            status.applied = core.store.applied();
+            status.journal = journal(&core.store.journal().stats(), &core.store.journal().files());
+            contents(core.store.state(), &mut status);
+        });
+        status
+    }
+
+    fn command(&self, _command: ClusterCommand) -> CommandFuture {
+        let error = CommandError::new(CommandErrorKind::Refused, "this node runs alone")
+            .advise("start it with --cluster, or with an ha.xml");
+        Box::pin(std::future::ready(Err(error)))
     }
 }

@@ -295,12 +295,13 @@ fn problems(status: &Status) -> String {
                 "check that it runs and can be reached from this node; until then nobody can take over",
             ));
         }
-        if let Some(waiting_for) = &election.waiting_for {
+        let seeks = matches!(status.role, Role::Replica | Role::Starting);
+        if let Some(waiting_for) = election.waiting_for.as_ref().filter(|_| seeks) {
             all.push((
                 format!("node {} waits for {waiting_for}", status.node_id),
                 "start it; if it is gone for good, see what would be lost: kahawai cluster force-primary",
             ));
-        } else if status.primary.is_none() && matches!(status.role, Role::Replica | Role::Starting) {
+        } else if seeks && status.primary.is_none() {
             let what = format!("node {} knows of no primary", status.node_id);
             all.push((
                 what,
@@ -316,8 +317,13 @@ fn problems(status: &Status) -> String {
     }
     for replica in &status.replicas {
         if !replica.connected && status.role == Role::Primary {
+            // A member that has not come since the primary leads has no time.
+            let for_how_long = match replica.since_ms {
+                ..=0 => String::new(),
+                since_ms => format!(" since {}", since(since_ms)),
+            };
             all.push((
-                format!("replica {} has not been connected for {}", replica.node, since(replica.since_ms)),
+                format!("replica {} is not connected{for_how_long}", replica.node),
                 "start it; if it is gone for good: kahawai cluster remove NODE",
             ));
         }

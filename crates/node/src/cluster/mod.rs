@@ -18,7 +18,7 @@ mod feeding;
 mod following;
 mod net;
 mod reign;
-mod status;
+pub(crate) mod status;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
