@@ -4,6 +4,7 @@ All hang on one bridge. What one host sends to another vanishes once it is given
 firewall is needed, and like in a broken network nobody is told.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ NOBODY = "02:00:00:00:00:fe"
 CLIENTS, ZOOKEEPER = 254, 253
 
 
+@functools.cache
 def missing():
     """Why it cannot be done here; `None` if it can."""
     if os.geteuid() != 0:

@@ -57,6 +57,31 @@ def test_an_interrupted_synchronisation_resumes(long):
         figure(f"bulk sync: {met} interruptions; {load.summary()}")
 
 
+def test_a_replica_that_was_away_fetches_only_what_it_lacks():
+    """H14: no file is copied for a replica whose journal is a beginning of the primary's."""
+    seed = chosen_seed()
+    with temporary("catch-up", minimum_replicas=1) as cluster:
+        cluster.start()
+        load = failover.Load(cluster.addresses, seed=seed)
+        load.start()
+        for _ in range(3):
+            load.flow()
+            replica = cluster.replicas()[0]
+            replica.kill()
+            load.flow()
+            replica.start(wait=False)
+
+            def back(found, name=replica.name):
+                assert synchronisation(found, name) is None, f"whole files are copied for {name}"
+                seen = [one for status in found.values() if status["role"] == "primary" for one in status["replicas"]]
+                return any(one["node"] == name and one["connected"] and one["in_sync"] for one in seen)
+
+            cluster.wait_for(back, 60, f"{replica.name} back in the set")
+        load.stop()
+        load.check(cluster.primary().address)
+        cluster.stop_alike()
+
+
 def fill(primary, wanted_bytes):
     """Half as much again as is wanted goes in, a third of it out, and its files are gone: their numbers do not begin with 1."""
     first = min(numbers(primary))

@@ -37,6 +37,28 @@ def test_no_confirmed_message_is_lost(long):
         assert load.confirmed() > 300 * kills
 
 
+def test_a_primary_that_comes_back_before_its_session_is_over_begins_a_new_epoch():
+    """H28: it finds its own name in the record, and may not go on as if nothing had happened."""
+    seed, outages = chosen_seed(), []
+    with temporary("kill9-restart", minimum_replicas=1) as cluster:
+        cluster.start()
+        load = failover.Load(cluster.addresses, seed=seed)
+        load.start()
+        for _ in range(3):
+            load.flow()
+            primary = cluster.wait_in_sync()
+            epoch = primary.status()["epoch"]
+            killed = primary.kill()
+            primary.start(wait=False)
+            outages.append(load.outage(killed, 2 * cluster.takeover_seconds))
+            assert cluster.primary().status()["epoch"] > epoch
+        cluster.wait_in_sync()
+        load.stop()
+        load.check(cluster.primary().address)
+        cluster.stop_alike()
+        figure(f"kill9 primary, started again at once: kill to the next confirmed send: {failover.distribution(outages)}")
+
+
 def everything_is_there(cluster, load):
     """With what the load has left, then empty: all copies are identical; in between everything is counted."""
     cluster.wait_in_sync()

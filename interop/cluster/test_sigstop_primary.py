@@ -79,6 +79,42 @@ def test_the_old_primary_says_nothing_more(long):
         figure(f"sigstop primary: SIGSTOP to the next confirmed send: {failover.distribution(outages)}")
 
 
+def test_a_long_tail_that_nobody_confirmed_does_not_win():
+    """H31: the primary writes on while its replicas stand still, and dies; its journal is the longest, and of the older epoch."""
+    chosen_seed()
+    with temporary("sigstop-replicas", minimum_replicas=1) as cluster:
+        cluster.start()
+        old, replicas = cluster.primary(), cluster.replicas()
+        with wire.Client(old.address) as client:
+            client.send("/queue/tail", b"confirmed")
+            for replica in replicas:
+                replica.pause()
+            for number in range(200):
+                client.frame("SEND", {"destination": "/queue/tail", "persistent": "true", "receipt": number}, f"tail-{number}".encode())
+            assert client.read(2) is None, "the primary confirms what only it has"
+        old.kill()
+        for replica in replicas:
+            replica.resume()
+        new = cluster.primary(2 * cluster.takeover_seconds)
+        assert new is not old
+        with wire.Client(new.address) as client:
+            client.send("/queue/tail", b"newer")
+            client.disconnect()
+        old.start()
+        cluster.wait_in_sync()
+        kept = b"".join(file.read_bytes() for file in (old.directory / "replication" / "divergent").glob("*.bin"))
+        assert b"tail-0" in kept and b"tail-199" in kept, "the tail was cut, and is not kept"
+        with wire.Client(cluster.primary().address) as client:
+            client.subscribe("/queue/tail", ack="client-individual")
+            bodies = []
+            while (frame := client.kept.pop(0) if client.kept else client.read(2)) is not None:
+                bodies.append(frame.body)
+                client.ack(frame, receipt=False)
+            client.disconnect()
+        assert bodies == [b"confirmed", b"newer"]
+        cluster.stop_alike()
+
+
 def frozen_journal(node):
     """A copy of the data files of a node that is stopped."""
     copy = node.directory.with_suffix(".frozen")

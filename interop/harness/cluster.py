@@ -51,6 +51,15 @@ def free_port(host=LOOPBACK):
                 return port
 
 
+def answers(address):
+    """Does anybody take connections there?"""
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 @functools.cache
 def flags():
     """The flags of `kahawai run`, for what is given only if it is there."""
@@ -82,6 +91,12 @@ class Zookeeper:
         if self.pid is not None:
             subprocess.run([ZOOKEEPER, "stop", str(self.pid), sign], stdin=subprocess.DEVNULL, check=True, timeout=60)
             self.pid = None
+            # Nobody may have collected it: threads that still end keep its port open for a moment.
+            until = time.monotonic() + 10
+            while answers(self.address):
+                if time.monotonic() > until:
+                    raise Violation(f"somebody still listens at {self.address}")
+                time.sleep(POLL_SECONDS)
 
 
 class Node(process.Process):
@@ -178,11 +193,7 @@ class Node(process.Process):
 
     def serves(self):
         """Does it take STOMP connections?"""
-        try:
-            socket.create_connection(self.stomp, timeout=1).close()
-        except OSError:
-            return False
-        return True
+        return answers(self.stomp)
 
     def kill(self):
         """SIGKILL; returns when."""

@@ -13,8 +13,8 @@ bin=$(dirname "$(dpkg -L rabbitmq-server | grep 'rabbitmq/bin/rabbitmqctl$\|rabb
 stop_pid() { # PID SIGNAL: waits until it is gone
     kill -"$2" "$1" 2>/dev/null || return 0
     for _ in $(seq 300); do
-        # A zombie of another shell's counts as gone.
-        case "$(ps -o stat= -p "$1" 2>/dev/null)" in Z* | '') return 0 ;; esac
+        # A zombie that nobody collects counts as gone, unless threads of it (l) are still ending.
+        case "$(ps -o stat= -p "$1" 2>/dev/null)" in Z*l*) ;; Z* | '') return 0 ;; esac
         sleep 0.1
     done
     kill -KILL "$1" 2>/dev/null || true

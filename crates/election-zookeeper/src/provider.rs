@@ -23,7 +23,9 @@ use crate::supervise;
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OpenError {
     /// The node's name cannot be a name in ZooKeeper.
-    #[error("the node's name '{0}' cannot be used in ZooKeeper: it is empty, '.', '..', or has a slash or control character")]
+    #[error(
+        "the node's name '{0}' cannot be used in ZooKeeper: it is empty, '.', '..', or has a slash or control character"
+    )]
     Name(String),
 }
 
@@ -38,11 +40,19 @@ pub struct ZookeeperProvider {
 
 /// What the task is asked to do.
 pub(crate) enum Command {
-    Campaign { id: u64, reply: oneshot::Sender<Result<Fence, ProviderError>> },
+    Campaign {
+        id: u64,
+        reply: oneshot::Sender<Result<Fence, ProviderError>>,
+    },
     /// Leaves the queue or gives the grant back; with an id, only if that campaign is the current one.
-    Leave { id: Option<u64>, done: Option<oneshot::Sender<()>> },
+    Leave {
+        id: Option<u64>,
+        done: Option<oneshot::Sender<()>>,
+    },
     Publish,
-    Close { done: oneshot::Sender<()> },
+    Close {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// What the task and the callers share.
@@ -124,7 +134,11 @@ impl Shared {
     }
 
     /// Asks ZooKeeper, for a bounded time: without a connection a request waits for the next one.
-    async fn ask<T>(&self, client: &Client, request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        client: &Client,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         match tokio::time::timeout(patience(client), request).await {
             Ok(result) => result,
             Err(_) => Err(Error::Timeout),
@@ -239,7 +253,11 @@ impl ZookeeperProvider {
                 index,
                 source: Error::NoNode | Error::BadVersion,
             })) => {
-                if index < checks { CasResult::FenceLost } else { CasResult::Conflict }
+                if index < checks {
+                    CasResult::FenceLost
+                } else {
+                    CasResult::Conflict
+                }
             }
             Ok(Err(error)) => CasResult::Unknown(error.to_string()),
             Err(_) => CasResult::Unknown("ZooKeeper does not answer".to_owned()),

@@ -295,8 +295,8 @@ impl<'a> Session<'a> {
         let path = format!("{directory}/{prefix}");
         // Both at once: the list sees what the creation made.
         let options = self.shared.create_options(CreateMode::EphemeralSequential);
-        let enter = (self.campaign.is_some() && self.place.is_none())
-            .then(|| client.create(&path, b"", &options));
+        let enter =
+            (self.campaign.is_some() && self.place.is_none()).then(|| client.create(&path, b"", &options));
         let list = client.list_children(&directory);
         if let Some(enter) = enter {
             match self.ask(enter).await {

@@ -72,8 +72,8 @@ pub(crate) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiv
 /// A session, and when it was asked for: it cannot end before its timeout after that.
 async fn connect(shared: &Shared) -> Result<(Client, Millis), Error> {
     let options = &shared.options;
-    let mut connector = Client::connector()
-        .with_session_timeout(Duration::from_millis(options.session_timeout_ms.into()));
+    let mut connector =
+        Client::connector().with_session_timeout(Duration::from_millis(options.session_timeout_ms.into()));
     if let Some(credentials) = &options.credentials {
         let auth = format!("{}:{}", credentials.user, credentials.password);
         connector = connector.with_auth("digest", auth.as_bytes());

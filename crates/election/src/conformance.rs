@@ -12,10 +12,10 @@ use crate::provider::{BoxFuture, CasResult, Fence, Provider, ProviderEvent, Revi
 pub trait Bench: Sync {
     /// Starts a process: a new session on the same record.
     fn open<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, Box<dyn Provider>>;
-    /// Cuts a node off from the service, and returns when the service has ended its session.
-    fn cut_until_expired<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()>;
-    /// Cuts a node off, and connects it again while its session lives.
-    fn interrupt<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()>;
+    /// Cuts a node off from the service.
+    fn cut<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()>;
+    /// Returns when the service has ended the session of a node that is cut off.
+    fn await_expiry<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()>;
     /// Connects a node again.
     fn heal<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()>;
     /// Stops the service and starts it again with what it had.
@@ -82,6 +82,11 @@ async fn await_event(provider: &dyn Provider, wanted: impl Fn(&ProviderEvent) ->
     }
 }
 
+async fn cut_until_expired(bench: &impl Bench, node: &NodeId) {
+    bench.cut(node).await;
+    bench.await_expiry(node).await;
+}
+
 /// ES8: a record is made once, and never over another one.
 async fn creation_happens_once(bench: &impl Bench) {
     let (a, b) = (bench.open(&node("a")).await, bench.open(&node("b")).await);
@@ -132,7 +137,7 @@ async fn a_dead_grant_writes_nothing(bench: &impl Bench) {
     let (a, b) = (bench.open(&node("a")).await, bench.open(&node("b")).await);
     let revision = create(&*a, b"0").await;
     let dead = win(&*a).await;
-    bench.cut_until_expired(&node("a")).await;
+    cut_until_expired(bench, &node("a")).await;
     let live = win(&*b).await;
     bench.heal(&node("a")).await;
     await_event(&*a, |event| *event == ProviderEvent::SessionLost).await;
@@ -199,7 +204,7 @@ async fn the_deadline_comes_before_the_next_grant(bench: &impl Bench) {
     win(&*a).await;
     assert!(a.deadline() > bench.now(), "no time to do anything");
     let waiting = b.campaign();
-    bench.cut_until_expired(&node("a")).await;
+    cut_until_expired(bench, &node("a")).await;
     let deadline = a.deadline();
     assert!(waiting.await.is_ok(), "the grant should pass on");
     assert!(deadline < bench.now(), "granted to another at {}, good until {deadline}", bench.now());
@@ -213,7 +218,8 @@ async fn a_reconnected_process_is_told_to_read(bench: &impl Bench) {
     let revision = create(&*a, b"0").await;
     let fence = win(&*a).await;
     await_event(&*a, |event| *event == ProviderEvent::GrantHeld).await;
-    bench.interrupt(&node("a")).await;
+    bench.cut(&node("a")).await;
+    bench.heal(&node("a")).await;
     await_event(&*a, |event| *event == ProviderEvent::Suspended).await;
     await_event(&*a, |event| *event == ProviderEvent::Connected).await;
     await_event(&*a, |event| *event == ProviderEvent::GrantHeld).await;
@@ -221,7 +227,7 @@ async fn a_reconnected_process_is_told_to_read(bench: &impl Bench) {
     let revision = applied(b.cas(revision, b"1".to_vec(), None).await);
     await_event(&*a, |event| *event == ProviderEvent::RecordChanged).await;
     let revision = applied(a.cas(revision, b"1".to_vec(), Some(fence)).await);
-    bench.cut_until_expired(&node("a")).await;
+    cut_until_expired(bench, &node("a")).await;
     let revision = applied(b.cas(revision, b"2".to_vec(), None).await);
     bench.heal(&node("a")).await;
     await_event(&*a, |event| *event == ProviderEvent::SessionLost).await;
@@ -260,6 +266,13 @@ async fn the_queue_can_be_left(bench: &impl Bench) {
     await_event(&*b, |event| *event == ProviderEvent::GrantHeld).await;
     await_event(&*b, |event| *event == ProviderEvent::GrantVacant).await;
     win(&*b).await;
+    // Nor does who resigns without a connection, once it has one again: its session lives.
+    bench.cut(&node("b")).await;
+    await_event(&*b, |event| *event == ProviderEvent::Suspended).await;
+    b.resign().await;
+    bench.heal(&node("b")).await;
+    win(&*a).await;
+    await_event(&*b, |event| *event == ProviderEvent::Connected).await;
 }
 
 /// Presence is seen by others while its process lives, newest first heard of; it comes back with the next session.
@@ -270,7 +283,7 @@ async fn presence_ends_with_its_process(bench: &impl Bench) {
     b.publish(b"b1".to_vec());
     a.publish(b"a2".to_vec());
     await_presence(&*b, &[b"a2", b"b1"]).await;
-    bench.cut_until_expired(&node("a")).await;
+    cut_until_expired(bench, &node("a")).await;
     await_presence(&*b, &[b"b1"]).await;
     bench.heal(&node("a")).await;
     await_presence(&*b, &[b"a2", b"b1"]).await;

@@ -270,10 +270,11 @@ impl Elector {
         }
     }
 
-    /// The grant, or the place in its queue, went with the session or by itself.
+    /// The grant, or the place in its queue, went with the session or by itself. If what told us so is about an earlier
+    /// session, we hold one that nobody here knows of: it is given back, too.
     fn lose_grant(&mut self, reason: StepDownReason, fx: &mut Vec<Effect>) {
         match self.role {
-            Role::Idle => {}
+            Role::Idle => return,
             Role::Queued { forced, .. } | Role::Granted { forced, .. } => {
                 self.drop_fenced_write(fx);
                 self.role = Role::Idle;
@@ -289,6 +290,7 @@ impl Elector {
                 self.finish_stepping_down(false, true, fx);
             }
         }
+        fx.push(Effect::Resign);
     }
 
     /// Stops leading, or trying to, for a reason of our own: the grant is given back.

@@ -29,6 +29,8 @@ pub const RECORD_BYTES_MAX: usize = 256 << 10;
 /// The longest presence that is read or written.
 pub const PRESENCE_BYTES_MAX: usize = 64 << 10;
 
+/// What counts up stays below: the next one always exists.
+const COUNT_MAX: u64 = 1 << 62;
 const FORMAT: u32 = 1;
 const ACK_POLICY: &str = "IN_SYNC";
 
@@ -60,6 +62,9 @@ pub enum FormatError {
         /// What should.
         what: &'static str,
     },
+    /// A number that would soon come to its end: nobody counts that far.
+    #[error("{0} is too high a number for an epoch, a version or a generation")]
+    Number(u64),
     /// Its parts contradict each other.
     #[error("{0}")]
     Contradiction(&'static str),
@@ -213,6 +218,11 @@ impl ClusterRecord {
         if json.ack_policy != ACK_POLICY {
             return Err(FormatError::Policy(json.ack_policy));
         }
+        for number in [json.epoch, json.version, json.unclean_generation] {
+            if number >= COUNT_MAX {
+                return Err(FormatError::Number(number));
+            }
+        }
         let primary = match json.primary {
             Some(primary) => Some(PrimaryRef {
                 node: NodeId(primary.node),
@@ -340,4 +350,214 @@ fn position(text: &str) -> Result<Lsn, FormatError> {
 /// Enough of a foreign text to find it.
 fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::{btree_map, btree_set, vec};
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_node() -> impl Strategy<Value = NodeId> {
+        any::<String>().prop_map(NodeId)
+    }
+
+    fn any_replica() -> impl Strategy<Value = ReplicaId> {
+        (any_node(), any::<u128>()).prop_map(|(node, store)| ReplicaId { node, store: StoreId(store) })
+    }
+
+    fn any_member() -> impl Strategy<Value = Member> {
+        (any::<u128>(), any::<String>(), vec(any::<String>(), 0..3), any::<i32>()).prop_map(
+            |(store, address, clients, priority)| Member {
+                store: StoreId(store),
+                address,
+                clients,
+                priority,
+            },
+        )
+    }
+
+    prop_compose! {
+        fn any_record()(
+            in_sync in btree_set(any_replica(), 1..5),
+            leads in option::of((any::<u128>(), any::<String>(), vec(any::<String>(), 0..3))),
+            numbers in (0..COUNT_MAX, 0..COUNT_MAX, 0..COUNT_MAX),
+            is_active in any::<bool>(),
+            others in (any::<u128>(), any::<u32>(), any::<u32>(), any::<u128>()),
+            epoch_start in option::of((any::<u64>(), any::<u64>())),
+            members in btree_map(any_node(), any_member(), 0..4),
+            successor in option::of(any_node()),
+        ) -> ClusterRecord {
+            let first = in_sync.first().unwrap().clone();
+            let (cluster_id, feature_level, minimum_replicas, last_op) = others;
+            ClusterRecord {
+                cluster_id: ClusterId(cluster_id),
+                feature_level,
+                epoch: Epoch(numbers.0),
+                version: numbers.1,
+                primary: leads.map(|(boot, address, clients)| PrimaryRef {
+                    node: first.node,
+                    store: first.store,
+                    boot: BootId(boot),
+                    address,
+                    clients,
+                }),
+                phase: if is_active { Phase::Active } else { Phase::Recovering },
+                in_sync,
+                minimum_replicas,
+                epoch_start: epoch_start.map(|(at, chain)| (Lsn(at), chain)),
+                members,
+                unclean_generation: numbers.2,
+                successor,
+                last_op,
+            }
+        }
+    }
+
+    prop_compose! {
+        fn any_presence()(
+            replica in any_replica(),
+            boot in any::<u128>(),
+            address in any::<String>(),
+            clients in vec(any::<String>(), 0..3),
+            log in (any::<u64>(), any::<u64>()),
+            state in 0..4_usize,
+            priority in any::<i32>(),
+        ) -> Presence {
+            use PresenceState::{Following, Leading, Syncing, Unusable};
+            Presence {
+                node: replica.node,
+                store: replica.store,
+                boot: BootId(boot),
+                address,
+                clients,
+                last_epoch: Epoch(log.0),
+                end: Lsn(log.1),
+                state: [Leading, Following, Syncing, Unusable][state],
+                priority,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(record in any_record(), presence in any_presence()) {
+            prop_assert_eq!(ClusterRecord::decode(&record.encode()), Ok(record));
+            prop_assert_eq!(Presence::decode(&presence.encode()), Ok(presence));
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_without_panic(bytes in vec(any::<u8>(), 0..200)) {
+            prop_assert!(ClusterRecord::decode(&bytes).is_err());
+            prop_assert!(Presence::decode(&bytes).is_err());
+        }
+
+        /// Whatever a record becomes when bytes of it change, it keeps its own rules or is refused.
+        #[test]
+        fn damage_is_refused_or_harmless(record in any_record(), at in any::<usize>(), byte in any::<u8>()) {
+            let mut bytes = record.encode();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            if let Ok(read) = ClusterRecord::decode(&bytes) {
+                prop_assert!(read.primary.is_none_or(|primary| read.in_sync.contains(&primary.replica())));
+                prop_assert!(!read.in_sync.is_empty());
+            }
+            bytes.truncate(at);
+            prop_assert!(ClusterRecord::decode(&bytes).is_err());
+        }
+    }
+
+    /// The golden record: a change of it is a change of what other releases and operators read.
+    const GOLDEN: &str = r#"{
+  "format": 1,
+  "cluster_id": "0000000000000000000000000000000a",
+  "feature_level": 1,
+  "epoch": 7,
+  "version": 31,
+  "unclean_generation": 0,
+  "primary": {
+    "node": "a",
+    "store": "000000000000000000000000000000b1",
+    "boot": "000000000000000000000000000000c1",
+    "address": "kdbr://a:60001",
+    "clients": [
+      "stomp://a:61613"
+    ]
+  },
+  "phase": "ACTIVE",
+  "ack_policy": "IN_SYNC",
+  "minimum_replicas": 1,
+  "in_sync": [
+    {
+      "node": "a",
+      "store": "000000000000000000000000000000b1"
+    }
+  ],
+  "epoch_start": {
+    "at": "3:4096",
+    "chain": "00000000000000ff"
+  },
+  "members": {
+    "a": {
+      "store": "000000000000000000000000000000b1",
+      "address": "kdbr://a:60001",
+      "clients": [
+        "stomp://a:61613"
+      ],
+      "priority": -1
+    }
+  },
+  "successor": null,
+  "last_op": "0000000000000000000000000000000e"
+}"#;
+
+    #[test]
+    fn the_record_reads_as_documented() {
+        let record = ClusterRecord::decode(GOLDEN.as_bytes()).unwrap();
+        assert_eq!(record.epoch_start, Some((Location::new(3, 4096).lsn(), 255)));
+        assert_eq!(record.members[&NodeId("a".to_owned())].priority, -1);
+        assert_eq!(String::from_utf8(record.encode()).unwrap(), GOLDEN);
+    }
+
+    #[test]
+    fn fields_of_later_releases_are_ignored() {
+        let with_more = GOLDEN.replacen('{', r#"{ "colour": {"deep": ["x"]}, "#, 1);
+        assert_eq!(ClusterRecord::decode(with_more.as_bytes()), ClusterRecord::decode(GOLDEN.as_bytes()));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_is_refused() {
+        let check = |from: &str, to: &str| {
+            assert!(GOLDEN.contains(from), "{from}");
+            ClusterRecord::decode(GOLDEN.replace(from, to).as_bytes()).unwrap_err()
+        };
+        assert_eq!(check(r#""format": 1"#, r#""format": 2"#), FormatError::Format(2));
+        assert_eq!(check("IN_SYNC", "MINIMUM"), FormatError::Policy("MINIMUM".to_owned()));
+        assert!(matches!(check("ACTIVE", "RESTING"), FormatError::Json(_)));
+        assert!(matches!(check(r#""epoch": 7"#, r#""epoch": -7"#), FormatError::Json(_)));
+        let too_high = r#""epoch": 18446744073709551615"#;
+        assert_eq!(check(r#""epoch": 7"#, too_high), FormatError::Number(u64::MAX));
+        for wrong in ["+0000000000000000000000000000000a", "0a", "0000000000000000000000000000000g"] {
+            let error = check("0000000000000000000000000000000a", wrong);
+            assert!(matches!(error, FormatError::Value { .. }), "{error}");
+        }
+        assert!(matches!(check("3:4096", "3"), FormatError::Value { .. }));
+        let outsider = r#""node": "a",
+    "store": "000000000000000000000000000000b2""#;
+        let insider = r#""node": "a",
+    "store": "000000000000000000000000000000b1""#;
+        assert!(matches!(check(insider, outsider), FormatError::Contradiction(_)));
+    }
+
+    #[test]
+    fn too_long_a_text_is_not_parsed() {
+        let long = vec![b' '; RECORD_BYTES_MAX + 1];
+        let error = ClusterRecord::decode(&long).unwrap_err();
+        assert_eq!(error, FormatError::TooLong { bytes: RECORD_BYTES_MAX + 1, limit: RECORD_BYTES_MAX });
+        assert!(matches!(Presence::decode(&long).unwrap_err(), FormatError::TooLong { .. }));
+        // As long as is allowed, and nothing but nesting.
+        assert!(matches!(ClusterRecord::decode(&vec![b'['; RECORD_BYTES_MAX]), Err(FormatError::Json(_))));
+    }
 }

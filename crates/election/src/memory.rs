@@ -64,6 +64,8 @@ struct Client {
     session: Session,
     is_cut: bool,
     is_closed: bool,
+    /// It gave the grant back while it was cut off.
+    has_resigned: bool,
     events: VecDeque<ProviderEvent>,
     presence: Option<Vec<u8>>,
     fault: Option<WriteFault>,
@@ -71,9 +73,13 @@ struct Client {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Session {
-    Live { renewed_at: Millis },
+    Live {
+        renewed_at: Millis,
+    },
     /// Its process does not know yet.
-    Ended { renewed_at: Millis },
+    Ended {
+        renewed_at: Millis,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +117,7 @@ impl Hub {
             session,
             is_cut: false,
             is_closed: false,
+            has_resigned: false,
             events: VecDeque::new(),
             presence: None,
             fault: None,
@@ -169,6 +176,9 @@ impl Hub {
                     *session = Session::Live { renewed_at: now };
                     one.events.push_back(ProviderEvent::SessionLost);
                 }
+            }
+            if std::mem::take(&mut one.has_resigned) {
+                state.leave_queue(|place| place.client == client);
             }
             state.greet(client);
         }
@@ -383,10 +393,11 @@ impl Provider for MemoryProvider {
 
     fn campaign(&self) -> BoxFuture<'_, Result<Fence, ProviderError>> {
         Box::pin(async {
+            // The campaign before is over, whether this one begins or not.
+            self.resign().await;
             self.check_connection(|_| ())?;
             let place = {
                 let mut state = self.hub.lock();
-                state.leave_queue(|place| place.client == self.client);
                 state.places += 1;
                 let place = Place { fence: Fence(state.places), client: self.client };
                 let length_before = state.queue.len();
@@ -401,9 +412,9 @@ impl Provider for MemoryProvider {
     fn resign(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             let mut state = self.hub.lock();
-            // Cut off, the wish does not arrive; the end of the session does it.
-            if state.clients.get(self.client).is_some_and(|one| !one.is_cut) {
-                state.leave_queue(|place| place.client == self.client);
+            match state.clients.get_mut(self.client) {
+                Some(one) if one.is_cut => one.has_resigned = true,
+                _ => state.leave_queue(|place| place.client == self.client),
             }
         })
     }

@@ -121,7 +121,8 @@ pub trait Provider: Send + Sync + 'static {
     /// end of the session leave the queue. One at a time: the next call replaces the one before.
     fn campaign(&self) -> BoxFuture<'_, Result<Fence, ProviderError>>;
 
-    /// Gives the grant back or leaves the queue. Best effort: the end of the session does the same.
+    /// Gives the grant back or leaves the queue: from now on nothing is written with it here. Without a connection the
+    /// service hears it with the next one; the end of the session does the same.
     fn resign(&self) -> BoxFuture<'_, ()>;
 
     /// Says this about us from now on, in this session and those to come.

@@ -54,7 +54,9 @@ impl fmt::Display for Status {
         match self {
             Self::Connecting => f.write_str("waiting for the election service"),
             Self::Unreachable(why) => f.write_str(why),
-            Self::AwaitingCreation => f.write_str("no cluster record yet; waiting for a node with data to make it"),
+            Self::AwaitingCreation => {
+                f.write_str("no cluster record yet; waiting for a node with data to make it")
+            }
             Self::Creating => f.write_str("making the cluster record"),
             Self::StateLost(why) => write!(
                 f,
@@ -75,7 +77,9 @@ impl fmt::Display for Status {
             Self::Elected => f.write_str("granted; writing the new epoch"),
             Self::Leading { epoch, phase } => write!(f, "leading in epoch {epoch}, {phase}"),
             Self::SteppingDown => f.write_str("stepping down"),
-            Self::StorageFailed => f.write_str("the journal could not be written; this process does not lead again"),
+            Self::StorageFailed => {
+                f.write_str("the journal could not be written; this process does not lead again")
+            }
         }
     }
 }

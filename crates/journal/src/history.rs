@@ -255,8 +255,9 @@ pub(crate) fn recorded_epochs(files: &Arc<dyn Files>) -> io::Result<Vec<EpochSta
     }))
 }
 
-/// Keeps [`JournalReader::epochs`] beyond the data files that it was read from: to be called before files are deleted, and
-/// with the primary's list after files were installed. Durable when it returns; a crash leaves the old list or the new one.
+/// Keeps [`JournalReader::epochs`] beyond the data files that it was read from. [`crate::Journal::retire`] does so; after files
+/// were installed it is to be called with the primary's list. Durable when it returns; a crash leaves the old list or the new
+/// one.
 pub fn record_epochs(files: &Arc<dyn Files>, epochs: &[EpochStart]) -> io::Result<()> {
     replace_file(files, EPOCHS_FILE, &encode(epochs))
 }
@@ -280,24 +281,42 @@ impl JournalReader {
         let catalog = self.catalog();
         // Read before the end: an epoch that begins meanwhile is looked for in vain.
         let newest = self.shared.core().last_epoch;
-        let mut found = epochs_in_files(&(Arc::new(Until::new(catalog, self.durable_end())) as _), newest)?;
+        let until: Arc<dyn Catalog> = Arc::new(Until::new(catalog, self.durable_end()));
+        let mut found = epochs_in_files(&until, newest)?;
         let file = self.shared.files.describe(EPOCHS_FILE);
         let at = Location::default();
         let mut all =
             recorded_epochs(&self.shared.files).map_err(|source| ReadError::Io { file, at, source })?;
-        let Some(first) = found.first().copied() else { return Ok(found) };
-        all.retain(|recorded| recorded.start < first.start);
-        match all.last() {
-            // The list is of another journal.
-            Some(last) if last.epoch > first.epoch => return Ok(found),
-            // It knows where this epoch really began.
-            Some(last) if last.epoch == first.epoch => {
-                found.remove(0);
+        // What files say counts, and the list where files are gone.
+        all.retain(|old| old.start < self.durable_end() && !self.has_file(old.start.file()));
+        found.retain(|new| !all.iter().any(|old| old.epoch == new.epoch && old.start < new.start));
+        all.extend(found.iter().copied());
+        all.sort_by_key(|start| start.start);
+        // Otherwise the list is of another journal.
+        let fits = all.is_sorted_by(|before, after| before.epoch < after.epoch);
+        if fits { Ok(all) } else { epochs_in_files(&until, newest) }
+    }
+
+    fn has_file(&self, id: u32) -> bool {
+        self.shared.first_from(id) == Some(id)
+    }
+
+    /// Records where epochs began, if one did in a data file that is about to be deleted.
+    pub(crate) fn keep_epochs_of(&self, file: u32) -> io::Result<()> {
+        let epochs = match self.epochs() {
+            Ok(epochs) => epochs,
+            Err(error) => {
+                // A replica may have to copy more for it; the space is wanted all the same.
+                warn!(%error, file, "where epochs began could not be recorded");
+                return Ok(());
             }
-            _ => {}
+        };
+        let recorded = recorded_epochs(&self.shared.files)?;
+        let mut here = epochs.iter().filter(|start| start.start.file() == file);
+        if here.all(|start| recorded.contains(start)) {
+            return Ok(());
         }
-        all.extend(found);
-        Ok(all)
+        record_epochs(&self.shared.files, &epochs)
     }
 }
 

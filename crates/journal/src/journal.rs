@@ -181,7 +181,8 @@ impl Journal {
         self.shared.note_commit(commit);
     }
 
-    /// Deletes a data file, durably. `false` if there is no such file. Readers that are in it finish undisturbed.
+    /// Deletes a data file, durably. `false` if there is no such file. Readers that are in it finish undisturbed. If an epoch
+    /// began in it, that is recorded first.
     ///
     /// After a crash half way the file is there or not.
     pub fn retire(&self, file: u32) -> Result<bool, RetireError> {
@@ -190,6 +191,7 @@ impl Journal {
             return Err(RetireError::InUse { file, end });
         }
         let failed = |source| RetireError::Io { file: self.shared.describe(file), source };
+        self.reader().keep_epochs_of(file).map_err(failed)?;
         let was_used = unpoison(self.shared.used.write()).remove(&file);
         self.shared.forget_handle(file);
         forget_sum(&self.shared.files, file).map_err(failed)?;

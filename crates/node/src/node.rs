@@ -12,7 +12,7 @@ use kahawai_env::{Clock, DiskFiles, Entropy, Files, Lock, OsEntropy, SystemClock
 use kahawai_store::{OpenOptions, Report};
 use tracing::{info, warn};
 
-use crate::cluster::status::{contents, journal};
+use crate::cluster::status::{journal, work};
 use crate::core::Shared;
 use crate::serving::{Bound, ClientLimits, Listening, Parts, Serving, StompListener, bind};
 use crate::threads::NoCopies;
@@ -258,7 +258,7 @@ impl Control for SingleControl {
             status.end = kahawai_message::storage::Storage::appended_end(&core.store);
             status.applied = core.store.applied();
             status.journal = journal(&core.store.journal().stats(), &core.store.journal().files());
-            contents(core.store.state(), &mut status);
+            work(core, &mut status);
         });
         status
     }

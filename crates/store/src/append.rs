@@ -124,7 +124,7 @@ impl Store {
         self.settled_from
     }
 
-    /// May a checkpoint be written? See [`Store::settled_from`].
+    /// May a checkpoint be written, by the commit position that was applied last? See [`Store::settled_from`].
     pub fn is_settled(&self) -> bool {
         self.commit >= self.settled_from
     }
@@ -200,12 +200,9 @@ impl Store {
     }
 
     /// First step of a checkpoint: what changed, in short time. Write it with [`IndexStore::write`] outside of any lock,
-    /// then call [`Store::finish_checkpoint`] with its header.
-    ///
-    /// # Panics
-    /// Unless [`Store::is_settled`]: the next life of this node would believe what was never committed.
+    /// then call [`Store::finish_checkpoint`] with its header. Not before the commit position has reached
+    /// [`Store::settled_from`]: the next life of this node would believe what was never committed.
     pub fn begin_checkpoint(&mut self, clean: bool) -> Checkpoint {
-        assert!(self.is_settled(), "a checkpoint before this epoch's marker is committed");
         // A transaction whose first records lie below `applied` must be read again from its start.
         let open_from = self.pending.iter().find_map(|(_, op)| match op {
             Op::Transaction { from, .. } => Some(*from),

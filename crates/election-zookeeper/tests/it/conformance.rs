@@ -25,7 +25,7 @@ struct Place {
 
 struct Process {
     proxy: Arc<Proxy>,
-    provider: Arc<ZookeeperProvider>,
+    session: String,
 }
 
 impl Place {
@@ -40,24 +40,20 @@ impl Bench for Place {
             let proxy = Arc::new(Proxy::start(self.server.port).await);
             let provider = open(options(proxy.port, &self.path, &node.0, &self.clock));
             assert_eq!(provider.next_event().await, ProviderEvent::Connected);
-            let process = Process { proxy, provider: provider.clone() };
+            let process = Process { proxy, session: provider.session_id().unwrap() };
             self.processes.lock().unwrap().insert(node.clone(), process);
             Box::new(provider) as Box<dyn Provider>
         })
     }
 
-    fn cut_until_expired<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()> {
-        Box::pin(async {
-            let session = self.processes.lock().unwrap()[node].provider.session_id().unwrap();
-            self.proxy(node).cut();
-            self.server.await_end_of(&session).await;
-        })
+    fn cut<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()> {
+        Box::pin(async { self.proxy(node).cut() })
     }
 
-    fn interrupt<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()> {
+    fn await_expiry<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()> {
         Box::pin(async {
-            self.proxy(node).cut();
-            self.proxy(node).heal();
+            let session = self.processes.lock().unwrap()[node].session.clone();
+            self.server.await_end_of(&session).await;
         })
     }
 
@@ -152,10 +148,8 @@ async fn a_grant_whose_node_is_gone_is_lost() {
 async fn a_namesake_waits_for_our_end() {
     let server = Server::start().await;
     let clock = Clock::start();
-    let (first, second) = (
-        open(options(server.port, "/x", "same", &clock)),
-        open(options(server.port, "/x", "same", &clock)),
-    );
+    let (first, second) =
+        (open(options(server.port, "/x", "same", &clock)), open(options(server.port, "/x", "same", &clock)));
     first.publish(b"first".to_vec());
     await_presence(&first, b"first").await;
     assert_eq!(second.next_event().await, ProviderEvent::Connected);

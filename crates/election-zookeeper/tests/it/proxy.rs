@@ -65,7 +65,8 @@ impl Drop for Proxy {
 
 async fn carry(mut client: TcpStream, to: u16, mut states: watch::Receiver<State>) {
     let start = *states.borrow_and_update();
-    let server = if start.mode == Mode::Cut { None } else { TcpStream::connect(("127.0.0.1", to)).await.ok() };
+    let server =
+        if start.mode == Mode::Cut { None } else { TcpStream::connect(("127.0.0.1", to)).await.ok() };
     let Some(mut server) = server else { return };
     let (mut request, mut answer) = (vec![0; 65536], vec![0; 65536]);
     loop {

@@ -83,7 +83,9 @@ impl Elector {
         }
         match result {
             // What we cannot read is a newer release's, or somebody's joke; it is only a hint.
-            Ok(found) => self.present = found.iter().filter_map(|bytes| Presence::decode(bytes).ok()).collect(),
+            Ok(found) => {
+                self.present = found.iter().filter_map(|bytes| Presence::decode(bytes).ok()).collect()
+            }
             Err(_) => self.presence_question.retry_at = Some(now + self.settings.timing.retry_ms),
         }
     }

@@ -97,8 +97,9 @@ impl Elector {
         let (Role::Leading { since, .. }, Some(record)) = (&self.role, self.record()) else {
             return None;
         };
-        let could_be_better =
-            record.phase == Phase::Recovering && self.write.is_none() && self.candidates(record).next().is_some();
+        let could_be_better = record.phase == Phase::Recovering
+            && self.write.is_none()
+            && self.candidates(record).next().is_some();
         could_be_better.then(|| since.saturating_add(self.doubled(self.settings.timing.recover_ms)))
     }
 

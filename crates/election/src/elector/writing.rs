@@ -209,7 +209,6 @@ impl Elector {
             CasResult::FenceLost if write.fence.is_some() => {
                 self.write = Some(write);
                 self.lose_grant(StepDownReason::GrantLost, fx);
-                fx.push(Effect::Resign);
                 self.ask_record(fx);
             }
             CasResult::Conflict | CasResult::FenceLost => {
@@ -350,12 +349,7 @@ impl Elector {
         self.next_request(now, fx);
     }
 
-    fn force_primary(
-        &mut self,
-        id: u64,
-        cluster_id: ClusterId,
-        fx: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
+    fn force_primary(&mut self, id: u64, cluster_id: ClusterId, fx: &mut Vec<Effect>) -> Result<(), Refusal> {
         if !matches!(self.role, Role::Idle | Role::Queued { forced: None, .. }) {
             return Err(Refusal::Leading);
         }
@@ -386,7 +380,8 @@ impl Elector {
         if self.write.is_some() {
             return Err(Refusal::Busy);
         }
-        if self.newest.is_some_and(|(cluster, newest)| cluster != record.cluster_id || newest > record.age()) {
+        if self.newest.is_some_and(|(cluster, newest)| cluster != record.cluster_id || newest > record.age())
+        {
             return Err(Refusal::OldRecord);
         }
         if !record.in_sync.contains(&self.settings.me) {
@@ -505,12 +500,12 @@ impl Elector {
         successor: Option<NodeId>,
         fx: &mut Vec<Effect>,
     ) {
-        let (&Role::Leading { fence, .. }, View::Known { revision, record }) = (&self.role, &self.view) else {
+        let (&Role::Leading { fence, .. }, View::Known { revision, record }) = (&self.role, &self.view)
+        else {
             return;
         };
         let revision = *revision;
-        let record =
-            ClusterRecord { primary: None, phase: Phase::Recovering, successor, ..record.clone() };
+        let record = ClusterRecord { primary: None, phase: Phase::Recovering, successor, ..record.clone() };
         self.held_back_until = self.held_back_until.max(now + self.settings.timing.switch_ms);
         fx.push(Effect::StepDown(reason));
         self.drop_fenced_write(fx);

@@ -34,20 +34,15 @@ impl Bench for Memory {
         Box::pin(async { Box::new(self.hub.open(node)) as Box<dyn Provider> })
     }
 
-    fn cut_until_expired<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()> {
+    fn cut<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()> {
+        Box::pin(async { self.hub.cut(node) })
+    }
+
+    fn await_expiry<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()> {
         Box::pin(async {
-            self.hub.cut(node);
             while self.hub.has_session(node) {
                 self.hub.advance(1);
             }
-        })
-    }
-
-    fn interrupt<'a>(&'a self, node: &'a NodeId) -> BoxFuture<'a, ()> {
-        Box::pin(async {
-            self.hub.cut(node);
-            self.hub.advance(SESSION_MS / 2);
-            self.hub.heal(node);
         })
     }
 

@@ -24,18 +24,16 @@ fn walk(seed: u64, faults: Faults) -> World {
         for index in 0..world.nodes.len() {
             world.restart(index);
         }
-        for _ in 0..1_500 {
+        for _ in 0..2_500 {
             step(&mut world, faults);
         }
         heal(&mut world);
         assert!(world.settle(120_000, World::is_at_peace), "no peace: {:?}", statuses(&world));
     }));
     if let Err(panic) = outcome {
-        // Without the endless quiet at the end.
-        let lines: Vec<&str> = world.story.lines().filter(|line| !line.contains("Tick")).collect();
-        for line in lines.iter().take(lines.len().saturating_sub(if world.hub.now() > 100_000 { 9_000 } else { 0 })).rev().take(150).rev() {
-            eprintln!("{line}");
-        }
+        let is_quiet = |line: &&str| line.contains("Tick {") || line.contains("Local(Local {");
+        let lines: Vec<&str> = world.story.lines().filter(|line| !is_quiet(line)).collect();
+        eprintln!("{}", lines.get(lines.len().saturating_sub(120)..).unwrap_or_default().join("\n"));
         eprintln!("seed {seed}, {faults:?}");
         std::panic::resume_unwind(panic);
     }
@@ -66,7 +64,7 @@ fn step(world: &mut World, faults: Faults) {
         70..78 => world.tick(index),
         78..84 => world.live(index),
         84..88 => {
-            let ms = 1 + world.random.below(300) as i64;
+            let ms = 1 + world.random.below(600) as i64;
             world.hub.advance(ms);
         }
         88 => world.hub.cut(&node),
@@ -80,7 +78,7 @@ fn step(world: &mut World, faults: Faults) {
             world.hub.fail_next_write(&node, fault);
         }
         93 => _ = world.hub.deliver(),
-        94 if world.random.chance(4) => world.kill(index),
+        94 if world.random.chance(2) => world.kill(index),
         95 if world.nodes[index].process.is_none() => world.restart(index),
         96 if faults == Faults::Grants => match world.random.below(2) {
             0 => world.hub.revoke(),
@@ -222,7 +220,11 @@ fn a_service_that_lost_the_record_ends_elections_until_it_is_restored() {
             world.record().unwrap()
         };
         world.service_lost_state = true;
-        if rolls_back { world.hub.roll_back(old) } else { world.hub.lose_record() }
+        if rolls_back {
+            world.hub.roll_back(old)
+        } else {
+            world.hub.lose_record()
+        }
         assert!(!world.settle(30_000, |world| world.reigns.len() > 1 && world.leader().is_some()));
         for index in 0..3 {
             let status = world.status(index).unwrap();

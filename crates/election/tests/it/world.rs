@@ -3,14 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use kahawai_election::memory::{Hub, MemoryProvider};
 use kahawai_election::{
-    BoxFuture, ClusterRecord, Condition, Effect, Elector, Event, Fence, Local, Provider, ProviderError, Refusal,
-    Request, Settings, Status, StepDownReason, Timing,
+    BoxFuture, ClusterRecord, Condition, Effect, Elector, Event, Fence, Local, Provider, ProviderError,
+    Refusal, Request, Settings, Status, StepDownReason, Timing,
 };
 use kahawai_testkit::Random;
 use kahawai_types::{BootId, ClusterId, Epoch, Lsn, Millis, NodeId, ReplicaId, StoreId};
@@ -112,7 +111,9 @@ impl World {
     }
 
     fn tell(&mut self, index: usize, what: impl std::fmt::Debug) {
-        writeln!(self.story, "{:>7} n{index} {what:?}", self.hub.now()).unwrap();
+        let what = format!("{what:?}");
+        let start: String = what.chars().take(240).collect();
+        writeln!(self.story, "{:>7} n{index} {start}", self.hub.now()).unwrap();
     }
 
     /// A process starts, after the one before was killed. The old session lives until it expires.
@@ -191,7 +192,10 @@ impl World {
             }
             Effect::Save(bytes) => {
                 let record = ClusterRecord::decode(&bytes).unwrap();
-                assert!(node.saved.as_ref().is_none_or(|saved| saved.age() <= record.age()), "saves an old one");
+                assert!(
+                    node.saved.as_ref().is_none_or(|saved| saved.age() <= record.age()),
+                    "saves an old one"
+                );
                 node.saved = Some(record);
             }
             Effect::Answer { id, outcome } => {
@@ -254,16 +258,18 @@ impl World {
             process.campaign = None;
             process.answers.push(event);
         }
-        let event = if !process.answers.is_empty() && self.random.chance(2) {
-            let pick = self.random.below(process.answers.len() as u64) as usize;
-            Some(process.answers.remove(pick))
+        let answers = process.answers.len() as u64;
+        let event = if answers > 0 && self.random.chance(2) {
+            None
         } else {
             poll(&mut process.provider.next_event()).map(Event::Provider)
         };
-        match event {
-            Some(event) => self.give(index, event),
+        let event = match event {
+            Some(event) => event,
+            None if answers > 0 => process.answers.remove(self.random.below(answers) as usize),
             None => return false,
-        }
+        };
+        self.give(index, event);
         true
     }
 
@@ -353,10 +359,15 @@ impl World {
                 open_gates += 1;
             }
             // Whatever the elector says is settled is what the service holds: a set that counts is never unknown.
-            if let (Some(epoch), true, Some(record)) = (process.leads, process.open_proposals.is_empty(), &record)
+            if let (Some(epoch), true, Some(record)) =
+                (process.leads, process.open_proposals.is_empty(), &record)
                 && record.is_led_by(&node.me, process.boot, epoch)
             {
-                assert_eq!(process.elector.record().unwrap().in_sync, record.in_sync, "another set is recorded");
+                assert_eq!(
+                    process.elector.record().unwrap().in_sync,
+                    record.in_sync,
+                    "another set is recorded"
+                );
             }
         }
         assert!(open_gates <= 1 || self.grants_are_taken, "two could serve at once");
@@ -399,11 +410,9 @@ impl World {
         let Some(leader) = self.leader() else { return false };
         let epoch = self.nodes[leader].process.as_ref().and_then(|process| process.leads);
         self.nodes.iter().enumerate().all(|(index, node)| match &node.process {
-            Some(process) if index != leader => {
-                process.follows.as_ref().is_some_and(|(follows, primary)| {
-                    Some(*follows) == epoch && primary.as_ref() == Some(&name(leader))
-                })
-            }
+            Some(process) if index != leader => process.follows.as_ref().is_some_and(|(follows, primary)| {
+                Some(*follows) == epoch && primary.as_ref() == Some(&name(leader))
+            }),
             _ => true,
         })
     }

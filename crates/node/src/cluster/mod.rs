@@ -663,12 +663,16 @@ impl Run {
         let predecessor = self.primary.take();
         let committed = follower.committed();
         let ring_start = writer.written();
+        let (store_id, boot_id) = {
+            let identity = stage.identity();
+            (identity.store_id, identity.boot_id)
+        };
         let new = NewEpoch {
             cluster_id: record.cluster_id,
             epoch,
             node_id: self.options.node_id.clone(),
-            store_id: stage.identity().store_id,
-            boot_id: stage.identity().boot_id,
+            store_id,
+            boot_id,
             revision: record.version,
             unclean,
         };

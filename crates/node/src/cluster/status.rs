@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::bulk::SinkProgress;
 use super::net::host_and_port;
 use super::{Command, Present, Stage, unpoisoned};
+use crate::core::Core;
 
 /// Destinations that are listed one by one.
 const DESTINATIONS_MAX: usize = 1000;
@@ -70,6 +71,51 @@ pub(crate) fn contents(state: &State, status: &mut Status) {
     }
 }
 
+/// What the broker holds and has done.
+pub(crate) fn work(core: &Core, status: &mut Status) {
+    let broker = core.broker.status();
+    status.broker.consumers = broker.consumers as u64;
+    status.broker.durable_subscriptions = broker.durable_subscriptions as u64;
+    status.broker.memory_bytes = broker.memory_bytes;
+    status.broker.memory_bytes_max = broker.memory_bytes_max;
+    status.broker.producers_blocked = broker.blocked.len() as u64;
+    for place in core.broker.destination_statuses(None, usize::MAX, &core.store) {
+        let counts = &place.counts;
+        let is_queue = place.name.kind.is_queue();
+        let consumers = place.lines.iter().map(|line| line.consumers).sum::<usize>() + place.subscribers;
+        let waiting = place.lines.iter().map(|line| line.stored + line.in_memory as u64).sum();
+        let one = DestinationStatus {
+            kind: if is_queue { DestinationKind::Queue } else { DestinationKind::Topic },
+            name: place.name.name.to_string(),
+            messages: waiting,
+            in_flight: place.lines.iter().map(|line| line.in_flight as u64).sum(),
+            consumers: consumers as u64,
+            enqueued: counts.enqueued,
+            dispatched: counts.dispatched,
+            dequeued: counts.dequeued,
+            expired: counts.expired,
+        };
+        let all = &mut status.broker;
+        all.destinations += 1;
+        all.messages += one.messages;
+        all.enqueued += one.enqueued;
+        all.dispatched += one.dispatched;
+        all.dequeued += one.dequeued;
+        all.expired += one.expired;
+        all.dead_lettered += counts.dead_lettered;
+        if status.destinations.len() < DESTINATIONS_MAX {
+            status.destinations.push(one);
+        }
+    }
+}
+
+/// Whom a node waits for before it may take its place.
+fn waiting_for(status: &kahawai_election::Status) -> Option<String> {
+    let kahawai_election::Status::AwaitingInSync(replicas) = status else { return None };
+    let names: Vec<String> = replicas.iter().map(|replica| replica.node.to_string()).collect();
+    Some(format!("{}, who have everything confirmed", names.join(" or ")))
+}
+
 fn primary(primary: &PrimaryRef) -> PrimaryStatus {
     PrimaryStatus {
         node: primary.node.to_string(),
@@ -117,7 +163,7 @@ impl Control for NodeControl {
             provider: stage.provider_name.clone(),
             connected: view.connected,
             record_version: record.map_or(0, |record| record.version),
-            waiting_for: Some(view.status.to_string()),
+            waiting_for: waiting_for(&view.status),
             present: view
                 .present
                 .iter()
@@ -213,7 +259,7 @@ impl NodeControl {
                     status.applied = core.store.applied();
                     let journal_of = core.store.journal();
                     status.journal = journal(&journal_of.stats(), &journal_of.files());
-                    contents(core.store.state(), status);
+                    work(core, status);
                 });
                 let heard = feeding.heard();
                 let told = feeding.bulk.told();

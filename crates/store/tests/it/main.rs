@@ -5,4 +5,5 @@
 mod crash;
 mod fixtures;
 mod follow;
+mod identity;
 mod world;
