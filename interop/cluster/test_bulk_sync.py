@@ -3,7 +3,7 @@
 import time
 
 from harness import failover, process
-from harness.cluster import chosen_seed, figure, flags, synchronisation, temporary
+from harness.cluster import chosen_seed, figure, synchronisation, temporary
 
 MIB = 1 << 20
 BODY_BYTES = 16 << 10
@@ -17,8 +17,8 @@ FINISHED = "finished"
 def test_an_interrupted_synchronisation_resumes(long):
     seed = chosen_seed()
     fill_bytes = 5120 * MIB if long else 200 * MIB
-    # Slow enough that a kill can meet it, where the node can be told so.
-    slow = ["--sync-bandwidth", fill_bytes // 10] if "--sync-bandwidth" in flags() else []
+    # Slow enough that a kill can meet it.
+    slow = ["--sync-bandwidth", fill_bytes // 10]
     with temporary("bulk-sync", minimum_replicas=1, options=slow) as cluster:
         cluster.start("n1", "n2")
         fill(cluster.primary(), fill_bytes)

@@ -28,8 +28,12 @@ def spread():
         cluster.zookeeper.start()
         way = Proxy(cluster.zookeeper.address, (net.address(network.ZOOKEEPER), 0))
         try:
+            # Beyond loopback a node wants to know who its peers are.
+            secret = cluster.directory / "secret"
+            secret.write_text("a secret of sufficient length for everybody\n")
+            options = [*cluster.settings["options"], "--kdbr-secret-file", secret]
             for name in NAMES:
-                cluster.add(name, host=net.address(name), zookeeper=way.address, prefix=net.prefix(name))
+                cluster.add(name, host=net.address(name), zookeeper=way.address, prefix=net.prefix(name), options=options)
             cluster.start()
             load = failover.Load(cluster.addresses, seed=seed)
             load.start()

@@ -1,13 +1,11 @@
 """A cluster of brokers with its ZooKeeper: started, killed, paused and asked; and what its nodes must have in common."""
 
 import contextlib
-import functools
 import hashlib
 import http.client
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -58,12 +56,6 @@ def answers(address):
     except OSError:
         return False
     return True
-
-
-@functools.cache
-def flags():
-    """The flags of `kahawai run`, for what is given only if it is there."""
-    return frozenset(re.findall(r"--[a-z-]+", process.run("run", "--help").stdout))
 
 
 class Zookeeper:

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kahawai_election::{
     BoxFuture, Capabilities, CasResult, Fence, PRESENCE_BYTES_MAX, Provider, ProviderError, ProviderEvent,
-    RECORD_BYTES_MAX, Revision,
+    RECORD_BYTES_MAX, ReadResult, Revision,
 };
 use kahawai_types::Millis;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -278,7 +278,7 @@ impl ZookeeperProvider {
         }
     }
 
-    async fn read(&self) -> Result<Option<(Revision, Vec<u8>)>, ProviderError> {
+    async fn read(&self) -> ReadResult {
         let client = self.shared.client().ok_or_else(no_session)?;
         let found = self.shared.get(&client, &self.shared.path("record")).await.map_err(error)?;
         match found {
@@ -314,7 +314,7 @@ fn no_session() -> ProviderError {
 }
 
 impl Provider for ZookeeperProvider {
-    fn read(&self) -> BoxFuture<'_, Result<Option<(Revision, Vec<u8>)>, ProviderError>> {
+    fn read(&self) -> BoxFuture<'_, ReadResult> {
         Box::pin(self.read())
     }
 

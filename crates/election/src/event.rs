@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use kahawai_types::{ClusterId, Epoch, Lsn, Millis, NodeId, ReplicaId};
 
-use crate::provider::{CasResult, Fence, ProviderError, ProviderEvent, Revision};
+use crate::provider::{CasResult, Fence, ProviderError, ProviderEvent, ReadResult};
 use crate::record::{ClusterRecord, Member};
 
 /// What happened.
@@ -11,7 +11,7 @@ pub enum Event {
     /// The provider reports; handed on as it came.
     Provider(ProviderEvent),
     /// The answer to [`Effect::Read`](crate::Effect::Read): exactly one for each.
-    Record(Result<Option<(Revision, Vec<u8>)>, ProviderError>),
+    Record(ReadResult),
     /// The answer to [`Effect::ReadPresence`](crate::Effect::ReadPresence): exactly one for each.
     Presence(Result<Vec<Vec<u8>>, ProviderError>),
     /// How a campaign ended.

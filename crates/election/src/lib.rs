@@ -34,7 +34,7 @@ pub use event::{Condition, Event, Local, Request};
 pub use format::{FormatError, PRESENCE_BYTES_MAX, RECORD_BYTES_MAX};
 pub use presence::{Presence, PresenceState};
 pub use provider::{
-    BoxFuture, Capabilities, CasResult, Fence, Provider, ProviderError, ProviderEvent, Revision,
+    BoxFuture, Capabilities, CasResult, Fence, Provider, ProviderError, ProviderEvent, ReadResult, Revision,
 };
 pub use record::{Age, ClusterRecord, Member, Phase, PrimaryRef};
 pub use settings::{Settings, Timing};

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use kahawai_types::{Millis, NodeId};
 
 use crate::provider::{
-    BoxFuture, Capabilities, CasResult, Fence, Provider, ProviderError, ProviderEvent, Revision,
+    BoxFuture, Capabilities, CasResult, Fence, Provider, ProviderError, ProviderEvent, ReadResult, Revision,
 };
 
 /// What a process keeps back from the end of its session, for clocks that disagree: in percent, and on top.
@@ -379,7 +379,7 @@ impl MemoryProvider {
 }
 
 impl Provider for MemoryProvider {
-    fn read(&self) -> BoxFuture<'_, Result<Option<(Revision, Vec<u8>)>, ProviderError>> {
+    fn read(&self) -> BoxFuture<'_, ReadResult> {
         Box::pin(async { self.check_connection(|state| state.record.clone()) })
     }
 

@@ -51,6 +51,9 @@ pub enum ProviderError {
     Closed,
 }
 
+/// What a read finds: the record's bytes and its revision, or that there is none.
+pub type ReadResult = Result<Option<(Revision, Vec<u8>)>, ProviderError>;
+
 /// What happened at the service. A hint: who receives it reads again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ProviderEvent {
@@ -108,7 +111,7 @@ impl Capabilities {
 /// need the service while it is away answer `Unreachable` or `Unknown` after a bounded time.
 pub trait Provider: Send + Sync + 'static {
     /// The record as it is now or later than the call: never as it was before.
-    fn read(&self) -> BoxFuture<'_, Result<Option<(Revision, Vec<u8>)>, ProviderError>>;
+    fn read(&self) -> BoxFuture<'_, ReadResult>;
 
     /// Makes the record. `Conflict` if there is one.
     fn create(&self, record: Vec<u8>) -> BoxFuture<'_, CasResult>;
@@ -147,7 +150,7 @@ pub trait Provider: Send + Sync + 'static {
 
 /// Shared by those who use it.
 impl<P: Provider + ?Sized> Provider for Arc<P> {
-    fn read(&self) -> BoxFuture<'_, Result<Option<(Revision, Vec<u8>)>, ProviderError>> {
+    fn read(&self) -> BoxFuture<'_, ReadResult> {
         (**self).read()
     }
 

@@ -126,6 +126,8 @@ pub struct Shared {
     errands: mpsc::Sender<Errand>,
     /// The applier's bell.
     pub bell: Bell,
+    /// Housekeeping's; rung at the end.
+    pub upkeep: Bell,
     /// May anything leave for clients?
     pub gate: Gate,
     /// Below it lies what another primary wrote and nobody may have confirmed: no checkpoint before it is committed.
@@ -195,6 +197,7 @@ impl Shared {
             clock,
             errands,
             bell: Bell::default(),
+            upkeep: Bell::default(),
             gate: Gate::default(),
             settled_from: AtomicU64::new(0),
             paused: AtomicBool::new(false),
@@ -290,6 +293,7 @@ impl Shared {
         self.failed.notify_waiters();
         self.failed.notify_one();
         self.bell.ring();
+        self.upkeep.ring();
     }
 
     /// Why storage failed.
@@ -314,6 +318,7 @@ impl Shared {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.bell.ring();
+        self.upkeep.ring();
         let outboxes: Vec<_> = self.lock().outboxes.values().cloned().collect();
         for outbox in outboxes {
             outbox.close();

@@ -248,9 +248,8 @@ pub fn upkeep(
     spawn("upkeep", shared, move |shared| {
         let mut checkpointed = (shared.clock.boot_ms(), shared.commit.position());
         let mut collected = shared.clock.boot_ms();
-        let bell = crate::core::Bell::default();
         while !shared.is_stopping() {
-            bell.wait(UPKEEP);
+            shared.upkeep.wait(UPKEEP);
             let now = shared.clock.boot_ms();
             let position = shared.commit.position();
             let behind = shared.with(|core| core.store.behind_checkpoint_bytes());

@@ -5,7 +5,7 @@ use kahawai_types::Millis;
 use super::{Elector, Role};
 use crate::effect::{Effect, Refusal, StepDownReason};
 use crate::presence::Presence;
-use crate::provider::{ProviderError, Revision};
+use crate::provider::{ProviderError, ReadResult, Revision};
 use crate::record::{Age, ClusterRecord};
 
 /// A question to the service, asked once at a time.
@@ -56,7 +56,7 @@ pub(super) enum View {
     /// A record that we cannot use.
     Refused(String),
     /// A record.
-    Known { revision: Revision, record: ClusterRecord },
+    Known { revision: Revision, record: Box<ClusterRecord> },
 }
 
 impl Elector {
@@ -90,12 +90,7 @@ impl Elector {
         }
     }
 
-    pub(super) fn on_record(
-        &mut self,
-        now: Millis,
-        result: Result<Option<(Revision, Vec<u8>)>, ProviderError>,
-        fx: &mut Vec<Effect>,
-    ) {
+    pub(super) fn on_record(&mut self, now: Millis, result: ReadResult, fx: &mut Vec<Effect>) {
         if !self.record_question.answered() {
             return self.ask_record(fx);
         }
@@ -128,7 +123,7 @@ impl Elector {
             };
         };
         let record = match ClusterRecord::decode(&bytes) {
-            Ok(record) => record,
+            Ok(record) => Box::new(record),
             Err(error) => return View::Refused(format!("it cannot be read: {error}")),
         };
         let age = record.age();
@@ -178,7 +173,13 @@ impl Elector {
         self.unread_write(now, is_missing, fx);
     }
 
-    fn on_known(&mut self, now: Millis, revision: Revision, record: ClusterRecord, fx: &mut Vec<Effect>) {
+    fn on_known(
+        &mut self,
+        now: Millis,
+        revision: Revision,
+        record: Box<ClusterRecord>,
+        fx: &mut Vec<Effect>,
+    ) {
         let is_ours = self.is_ours(&record);
         if self.write.is_some() {
             return match self.role {
@@ -195,7 +196,7 @@ impl Elector {
                     self.supersede(now, revision, record, fx);
                 } else if !same_version {
                     self.view = View::Known { revision, record: record.clone() };
-                    fx.push(Effect::Changed(Box::new(record)));
+                    fx.push(Effect::Changed(record));
                 }
             }
             Role::Granted { .. } => {
@@ -207,7 +208,7 @@ impl Elector {
     }
 
     /// Takes a record while this process does not lead.
-    pub(super) fn accept(&mut self, revision: Revision, record: ClusterRecord, fx: &mut Vec<Effect>) {
+    pub(super) fn accept(&mut self, revision: Revision, record: Box<ClusterRecord>, fx: &mut Vec<Effect>) {
         // Somebody else won. Whoever is next goes by rank again, not by the place in the queue.
         if let Role::Queued { since_epoch, forced, .. } = self.role
             && record.epoch > since_epoch
@@ -225,7 +226,7 @@ impl Elector {
         &mut self,
         now: Millis,
         revision: Revision,
-        record: ClusterRecord,
+        record: Box<ClusterRecord>,
         fx: &mut Vec<Effect>,
     ) {
         let epoch = record.epoch;

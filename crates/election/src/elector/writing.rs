@@ -51,7 +51,7 @@ pub(super) struct Write {
     pub(super) purpose: Purpose,
     /// None creates.
     expected: Option<Revision>,
-    record: ClusterRecord,
+    record: Box<ClusterRecord>,
     fence: Option<Fence>,
     flight: Flight,
 }
@@ -91,6 +91,7 @@ impl Elector {
         // Unique without a random source: the process's identity is random already.
         let op = self.settings.boot.0.wrapping_add(u128::from(self.counter));
         let record = ClusterRecord { last_op: op, version: record.version.saturating_add(1), ..record };
+        let record = Box::new(record);
         let write = Write { op, purpose, expected, record, fence, flight: Flight::Sent };
         fx.push(write.effect());
         self.write = Some(write);
@@ -146,7 +147,7 @@ impl Elector {
             return self.give_up(now, StepDownReason::Superseded(record.epoch), fx);
         }
         let revision = *revision;
-        let mut next = record.clone();
+        let mut next = (**record).clone();
         next.epoch = Epoch(record.epoch.max(self.local.promised).0.saturating_add(1));
         next.primary = Some(PrimaryRef {
             node: self.settings.me.node.clone(),
@@ -166,7 +167,7 @@ impl Elector {
         self.send(Purpose::Lead, Some(revision), next, Some(fence), fx);
     }
 
-    fn lead(&mut self, now: Millis, revision: Revision, record: ClusterRecord, fx: &mut Vec<Effect>) {
+    fn lead(&mut self, now: Millis, revision: Revision, record: Box<ClusterRecord>, fx: &mut Vec<Effect>) {
         let Role::Granted { fence, forced } = self.role else {
             unreachable!("a new epoch is only written with the grant, and its write is dropped with it");
         };
@@ -178,7 +179,7 @@ impl Elector {
         if let Some(id) = forced {
             fx.push(Effect::Answer { id, outcome: Ok(()) });
         }
-        fx.push(Effect::Lead { epoch, record: Box::new(record), unclean: forced.is_some() });
+        fx.push(Effect::Lead { epoch, record, unclean: forced.is_some() });
     }
 
     pub(super) fn on_written(&mut self, now: Millis, op: u128, result: CasResult, fx: &mut Vec<Effect>) {
@@ -236,7 +237,7 @@ impl Elector {
                     self.failures = 0;
                 }
                 self.view = View::Known { revision, record: record.clone() };
-                fx.push(Effect::Changed(Box::new(record)));
+                fx.push(Effect::Changed(record));
                 fx.push(Effect::Answer { id, outcome: Ok(()) });
             }
         }
@@ -252,7 +253,7 @@ impl Elector {
         &mut self,
         now: Millis,
         revision: Revision,
-        record: ClusterRecord,
+        record: Box<ClusterRecord>,
         fx: &mut Vec<Effect>,
     ) {
         let Some(write) = self.write.take() else {
@@ -295,13 +296,13 @@ impl Elector {
                     let purpose = Purpose::Request { id, request };
                     return self.applied(now, Write { purpose, record, ..write }, revision, fx);
                 }
-                if !self.record().is_some_and(|known| known.in_sync == record.in_sync) {
+                if self.record().is_none_or(|known| known.in_sync != record.in_sync) {
                     fx.push(Effect::Answer { id, outcome: Err(Refusal::SteppedDown) });
                     return self.supersede(now, revision, record, fx);
                 }
                 // Somebody changed something else. Ours was not applied, and cannot be any more.
                 self.view = View::Known { revision, record: record.clone() };
-                fx.push(Effect::Changed(Box::new(record)));
+                fx.push(Effect::Changed(record));
                 if is_set_change {
                     fx.push(Effect::Answer { id, outcome: Err(Refusal::Conflict) });
                 } else {
@@ -417,7 +418,7 @@ impl Elector {
             && let Some((id, request)) = self.queue.pop_front()
             && let View::Known { revision, record } = &self.view
         {
-            let (revision, base) = (*revision, record.clone());
+            let (revision, base) = (*revision, (**record).clone());
             if let Request::StepDown { successor } = request {
                 match self.check_successor(&base, successor.as_ref()) {
                     Ok(()) => {
@@ -505,7 +506,8 @@ impl Elector {
             return;
         };
         let revision = *revision;
-        let record = ClusterRecord { primary: None, phase: Phase::Recovering, successor, ..record.clone() };
+        let record =
+            ClusterRecord { primary: None, phase: Phase::Recovering, successor, ..(**record).clone() };
         self.held_back_until = self.held_back_until.max(now + self.settings.timing.switch_ms);
         fx.push(Effect::StepDown(reason));
         self.drop_fenced_write(fx);

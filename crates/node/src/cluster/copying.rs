@@ -52,9 +52,21 @@ pub(crate) struct Copying {
     pub(crate) bulk: Arc<BulkSink>,
     /// What the session does, for the status.
     pub(crate) state: Arc<Mutex<String>>,
+    /// Why the last attempts failed: said once, not ten times a second.
+    pub(crate) trouble: Mutex<Option<String>>,
 }
 
 impl Copying {
+    /// Says why there is no session, if that is news.
+    fn trouble(&self, address: &str, problem: &str) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.as_deref() != Some(problem) {
+            warn!(primary = address, problem, "no session with the primary; trying again");
+            *trouble = Some(problem.to_owned());
+        }
+        self.state(&format!("no session with the primary: {problem}"));
+    }
+
     fn state(&self, text: &str) {
         text.clone_into(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -73,8 +85,7 @@ impl Copying {
         let connected = match dial(address, Role::Stream, &credentials).await {
             Ok(connected) => connected,
             Err(problem) => {
-                warn!(primary = address, %problem, "the primary cannot be reached");
-                self.state(&format!("the primary cannot be reached: {problem}"));
+                self.trouble(address, &problem.to_string());
                 return Ended::Lost;
             }
         };
@@ -97,7 +108,9 @@ impl Copying {
         let machine = SinkSession::new(options, now);
         let session = Session { copying: self, machine, effects: Vec::new(), sync: None, state: NodeState::CatchingUp, epochs: Vec::new() };
         let ended = session.run(connected, address, threads).await;
-        self.state(if matches!(ended, Ended::Lost) { "disconnected" } else { "reopening" });
+        if !matches!(ended, Ended::Lost) {
+            self.state("reopening");
+        }
         ended
     }
 
@@ -194,7 +207,7 @@ impl Session<'_> {
                     return ended;
                 }
                 Err(problem) => {
-                    info!(%problem, "connection to the primary lost");
+                    self.copying.trouble(address, &problem.to_string());
                     return Ended::Lost;
                 }
             }
@@ -216,7 +229,7 @@ impl Session<'_> {
                         SinkEvent::Frame(frame)
                     }
                     Err(problem) => {
-                        info!(%problem, "connection to the primary lost");
+                        self.copying.trouble(address, &problem.to_string());
                         return Ended::Lost;
                     }
                 },
@@ -287,6 +300,7 @@ impl Session<'_> {
                 }
                 SinkEffect::Attached { at } => {
                     info!(%at, primary, "following the primary");
+                    *self.copying.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     self.state = NodeState::Online;
                     self.copying.state("streaming");
                 }
@@ -310,7 +324,7 @@ impl Session<'_> {
                 }
                 SinkEffect::Vitals(_) | SinkEffect::Switchover(_) => {}
                 SinkEffect::Close(end) => {
-                    info!(reason = %end, "session with the primary ended");
+                    self.copying.trouble(address, &end.to_string());
                     let refused = matches!(
                         &end,
                         kahawai_replication::SessionEnd::Refused(error)

@@ -58,6 +58,8 @@ pub(crate) struct Following {
     applied: AtomicU64,
     durable: AtomicU64,
     bell: Bell,
+    /// Housekeeping's.
+    upkeep: Bell,
     stopping: AtomicBool,
     failure: OnceLock<String>,
     failed: tokio::sync::Notify,
@@ -114,6 +116,7 @@ impl Following {
         self.failed.notify_waiters();
         self.failed.notify_one();
         self.bell.ring();
+        self.upkeep.ring();
     }
 }
 
@@ -166,6 +169,7 @@ impl FollowingThreads {
             durable: AtomicU64::new(writer.written().0),
             follower: Mutex::new(Some(follower)),
             bell: Bell::default(),
+            upkeep: Bell::default(),
             stopping: AtomicBool::new(false),
             failure: OnceLock::new(),
             failed: tokio::sync::Notify::new(),
@@ -188,6 +192,7 @@ impl FollowingThreads {
         let writer = self.copier.join().ok().flatten();
         self.following.stopping.store(true, Ordering::Release);
         self.following.bell.ring();
+        self.following.upkeep.ring();
         let mut others = self.others.into_iter();
         let applier = others.next();
         let prepare = others.next();
@@ -313,10 +318,9 @@ fn apply(following: &Arc<Following>) {
 }
 
 fn upkeep(following: &Arc<Following>, clock: &dyn Clock, may_retire: impl Fn() -> bool) {
-    let bell = Bell::default();
     let mut checkpointed = (clock.boot_ms(), following.applied());
     while !following.stopping.load(Ordering::Acquire) {
-        bell.wait(UPKEEP);
+        following.upkeep.wait(UPKEEP);
         let now = clock.boot_ms();
         let applied = following.applied();
         let behind = following.with(|follower| follower.behind_checkpoint_bytes()).unwrap_or(0);

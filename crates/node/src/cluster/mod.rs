@@ -537,6 +537,7 @@ impl Run {
             unclean_generation: self.stage.election.view().record.map_or(0, |record| record.unclean_generation),
             bulk: sink,
             state: Arc::default(),
+            trouble: Mutex::default(),
         };
         Ok(Opened { threads, copying })
     }
