@@ -121,8 +121,9 @@ impl Shared {
 
     pub(crate) fn tell(&self, event: ProviderEvent) {
         let mut events = lock(&self.events);
-        // Events are hints: two equal ones in a row say no more than one.
-        if events.back() != Some(&event) {
+        // Whoever reads again because of an earlier one that still waits sees what this one is about.
+        let is_hint = matches!(event, ProviderEvent::RecordChanged | ProviderEvent::PresenceChanged);
+        if !(is_hint && events.contains(&event)) {
             events.push_back(event);
         }
         drop(events);

@@ -410,9 +410,20 @@ impl<'a> Session<'a> {
         let client = self.client.clone();
         let node = &self.shared.options.node;
         let path = self.shared.path(&format!("presence/{node}"));
+        if self.presence.take().is_some() {
+            match self.ask(client.set_data(&path, &wanted, None)).await {
+                Ok(_) => {
+                    self.presence = Some(wanted);
+                    return Ok(());
+                }
+                Err(Error::NoNode) => {}
+                Err(error) => return Err(error),
+            }
+        }
         let options = self.shared.create_options(CreateMode::Ephemeral);
         match self.ask(client.create(&path, &wanted, &options)).await {
             Ok(_) => {}
+            // Made by an attempt whose answer was lost, or not ours.
             Err(Error::NodeExists) => match self.ask(client.check_stat(&path)).await? {
                 Some(stat) if stat.ephemeral_owner == client.session_id().0 => {
                     self.ask(client.set_data(&path, &wanted, None)).await?;

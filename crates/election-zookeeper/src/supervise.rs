@@ -21,6 +21,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs until it is closed. What a session started has ended when the next one begins.
 pub(crate) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let teller = TellsClosed(&shared);
     let uri = &shared.options.uri;
     if shared.options.credentials.is_none() {
         warn!(%uri, "no user for ZooKeeper: everybody who reaches it may change who leads");
@@ -64,9 +65,20 @@ pub(crate) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiv
             }
         }
     };
-    shared.tell(ProviderEvent::Closed);
+    drop(teller);
     // The provider is gone, or knows.
     _ = closed.map(|done| done.send(()));
+}
+
+/// Whatever ends the task, whoever waits for events hears of it.
+struct TellsClosed<'a>(&'a Shared);
+
+impl Drop for TellsClosed<'_> {
+    fn drop(&mut self) {
+        self.0.deadline.store(Millis::MIN, Ordering::Release);
+        self.0.set_client(None);
+        self.0.tell(ProviderEvent::Closed);
+    }
 }
 
 /// A session, and when it was asked for: it cannot end before its timeout after that.

@@ -45,6 +45,10 @@ enum Role {
 /// Everything that it says follows from a compare-and-set that was applied under a grant: it says [`Effect::Lead`] at most
 /// once for an epoch, and no other process says it for the same one. Losing the session, the grant, the lease or the
 /// record makes it say [`Effect::StepDown`], and it does not try again before the node has said [`Event::SteppedDown`].
+///
+/// Its driver carries out the effects in their order (the gate closes before the grant is given back), gives one answer to
+/// each `Read`, `ReadPresence`, `Create`, `Cas` and `Campaign`, in whatever order they come, and sends a `Tick` with the
+/// provider's deadline when [`wake_at`](Self::wake_at) says so.
 #[derive(Debug)]
 pub struct Elector {
     settings: Settings,

@@ -19,6 +19,7 @@ use crate::format::{
     BATCH_OVERHEAD_BYTES, CONTROL_BYTES, Chain, Control, Problem, RECORD_HEADER_BYTES, Stamp,
 };
 use crate::scan::{Batches, Catalog, FileScan, Step};
+use crate::shared::unpoison;
 use crate::{JournalReader, ReadError};
 
 /// The list of epochs whose beginnings may lie in deleted files.
@@ -301,9 +302,39 @@ impl JournalReader {
         self.shared.first_from(id) == Some(id)
     }
 
+    /// Did the only epoch of this file begin in an earlier one, by a look at its neighbours? Most files are like that.
+    fn is_within_epoch(&self, file: u32, recorded: &[EpochStart]) -> Result<bool, ReadError> {
+        let shared = &*self.shared;
+        let epoch = |id| {
+            Ok(match head(shared, id)? {
+                Head::Stamped(stamp) => Some(stamp.epoch),
+                Head::Foreign => Some(Epoch(0)),
+                Head::Empty => None,
+            })
+        };
+        let here = epoch(file)?;
+        let (before, behind) = {
+            let used = unpoison(shared.used.read());
+            (used.range(..file).next_back().copied(), used.range(file.saturating_add(1)..).next().copied())
+        };
+        let ends_here = behind.map_or(Ok(None), epoch)? != here;
+        let begins_here = before.map_or(Ok(None), epoch)? != here
+            && !recorded.iter().any(|old| Some(old.epoch) == here && old.start.file() < file);
+        Ok(!ends_here && !begins_here)
+    }
+
     /// Records where epochs began, if one did in a data file that is about to be deleted.
     pub(crate) fn keep_epochs_of(&self, file: u32) -> io::Result<()> {
-        let epochs = match self.epochs() {
+        if !self.has_file(file) {
+            return Ok(());
+        }
+        let recorded = recorded_epochs(&self.shared.files)?;
+        let epochs = match self.is_within_epoch(file, &recorded) {
+            Ok(true) => return Ok(()),
+            Ok(false) => self.epochs(),
+            Err(error) => Err(error),
+        };
+        let epochs = match epochs {
             Ok(epochs) => epochs,
             Err(error) => {
                 // A replica may have to copy more for it; the space is wanted all the same.
@@ -311,7 +342,6 @@ impl JournalReader {
                 return Ok(());
             }
         };
-        let recorded = recorded_epochs(&self.shared.files)?;
         let mut here = epochs.iter().filter(|start| start.start.file() == file);
         if here.all(|start| recorded.contains(start)) {
             return Ok(());

@@ -337,7 +337,7 @@ pub fn verify_file(files: &Arc<dyn Files>, path: &str, announced: &SealedFile) -
     let file = files.open(path, OpenMode::Write).map_err(io("open"))?;
     let bytes = file.len().map_err(io("measure"))?;
     let SealedFile { id, length: expected, first_epoch, start_chain, end_chain } = *announced;
-    if expected == 0 || expected + END_MARK.len() as u64 > FILE_BYTES_LIMIT || bytes < expected {
+    if expected == 0 || expected > FILE_BYTES_LIMIT - END_MARK.len() as u64 || bytes < expected {
         return Err(VerifyError::Length { file: name(), found: bytes, expected });
     }
     let mut scan = FileScan::new(file.clone(), id, 0, expected);
@@ -414,4 +414,31 @@ pub fn install(files: &Arc<dyn Files>, manifest: &[SealedFile]) -> Result<Instal
     }
     files.sync_directory("").map_err(io("", "flush"))?;
     Ok(Installed { installed: incoming, removed: surplus })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_sum_reads_back(words: [u64; 5], sure: bool, foreign: bool, flip in 1u8.., at: prop::sample::Index) {
+            let [length, first, last, start, end] = words;
+            let (start_chain, end_chain) = (Chain(start), Chain(end));
+            let file = SealedFile { id: 7, length, first_epoch: Epoch(first), start_chain, end_chain };
+            let sum = Sum { file, last_epoch: Epoch(last), sure, foreign };
+            let mut content = sum.encode();
+            let read = Sum::decode(7, &content).map(|sum| (sum.file, sum.last_epoch, sum.sure, sum.foreign));
+            prop_assert_eq!(read, Some((file, Epoch(last), sure, foreign)));
+            let at = at.index(content.len());
+            content[at] ^= flip;
+            prop_assert!(Sum::decode(7, &content).is_none());
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(content: Vec<u8>) {
+            let _ = Sum::decode(1, &content);
+        }
+    }
 }

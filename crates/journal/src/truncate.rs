@@ -208,3 +208,20 @@ fn decode(content: &[u8]) -> Option<Lsn> {
     let to = body.strip_prefix(CUT_MAGIC)?.try_into().ok()?;
     (xxh3_64(body) == u64::from_be_bytes(*sum)).then(|| Lsn(u64::from_be_bytes(to)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_place_of_a_cut_reads_back(to: u64, flip in 1u8.., at in 0..CUT_BYTES, any: Vec<u8>) {
+            let mut content = encode(Lsn(to));
+            prop_assert_eq!(decode(&content), Some(Lsn(to)));
+            content[at] ^= flip;
+            prop_assert_eq!(decode(&content), None);
+            let _ = decode(&any);
+        }
+    }
+}

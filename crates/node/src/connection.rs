@@ -87,6 +87,8 @@ struct Task<S> {
     peer: String,
     held_back_logged: Millis,
     goodbye: Goodbye,
+    /// End of what this connection has appended: its DISCONNECT waits for that, and for nobody else's.
+    appended: Lsn,
     closing: bool,
 }
 
@@ -122,6 +124,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         peer,
         held_back_logged: 0,
         goodbye: Goodbye::No,
+        appended: Lsn::ZERO,
         closing: false,
         shared,
     };
@@ -303,8 +306,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                     self.auto_acknowledge();
                     self.leave();
                     self.goodbye = Goodbye::Gone;
-                    let end = self.shared.with(|core| core.store.appended_end());
-                    self.answers[0].0 = end;
+                    self.answers[0].0 = self.appended;
                     continue;
                 }
                 self.answers.pop_front();
@@ -373,10 +375,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                 }
                 if let Request::Subscribe(subscribe) = &request
                     && subscribe.browser
-                    && core.store.applied() < core.store.appended_end()
                 {
-                    self.held.push_back(Held::Behind(core.store.appended_end(), request, token));
-                    continue;
+                    // What is confirmed, to whomever, and what this connection sent; others' sends may wait for long.
+                    let seen = self.shared.commit.position().max(self.appended);
+                    if core.store.applied() < seen {
+                        self.held.push_back(Held::Behind(seen, request, token));
+                        continue;
+                    }
                 }
                 match self.request(core, now, request) {
                     Ok(Outcome::Done) => self.owe(core.answer_at(), token),
@@ -426,11 +431,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                 Ok(Outcome::Done)
             }
             (request, Some(connection)) => {
-                if matches!(request, Request::Disconnect) {
-                    self.goodbye = Goodbye::Asked;
-                }
-                let result =
+                let is_goodbye = matches!(request, Request::Disconnect);
+                let mut result =
                     core.broker.request(now, connection, request, &mut core.store, &mut core.effects);
+                if is_goodbye {
+                    self.goodbye = Goodbye::Asked;
+                    result = result.map(|_| Outcome::At(self.appended));
+                } else if let Ok(Outcome::At(lsn)) = &result {
+                    self.appended = self.appended.max(*lsn);
+                }
                 if let Err(Refusal::Storage(reason)) = &result {
                     core.check::<()>(Err(StorageError::Failed(reason.clone())));
                 }
@@ -546,8 +555,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             let request = Request::Acknowledge { acks, transaction: None };
             core.broker.request(now, connection, request, &mut core.store, &mut core.effects)
         });
-        if let Err(refusal) = result {
-            debug!(peer = %self.peer, %refusal, "automatic acknowledgement refused");
+        match result {
+            Ok(Outcome::At(lsn)) => self.appended = self.appended.max(lsn),
+            Ok(_) => {}
+            Err(refusal) => debug!(peer = %self.peer, %refusal, "automatic acknowledgement refused"),
         }
     }
 
@@ -562,11 +573,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         self.registered = None;
         let Some(connection) = self.connection.take() else { return };
         let now = self.shared.now();
-        self.shared.with(|core| {
+        let appended = self.shared.with(|core| {
+            let before = core.store.appended_end();
             let result = core.broker.disconnect(now, connection, &mut core.store, &mut core.effects);
             core.check(result);
             core.unregister(connection);
+            let after = core.store.appended_end();
+            if after > before { after } else { Lsn::ZERO }
         });
+        self.appended = self.appended.max(appended);
     }
 }
 

@@ -128,12 +128,19 @@ impl Member {
         }
     }
 
-    /// It has flushed up to `durable`, which is not less than before.
+    /// It has flushed up to `durable`.
     pub(crate) fn advance(&mut self, now: Millis, durable: Lsn, end: Lsn) {
         if durable > self.durable || durable >= end {
             self.owing = (durable < end).then_some(now);
         }
-        self.durable = durable;
+        self.durable = self.durable.max(durable);
+    }
+
+    /// Whether it has lost what it had flushed. The start of a file is also the end of the one before, and may be called so next
+    /// time.
+    pub(crate) fn has_lost(&self, durable: Lsn) -> bool {
+        let renumbered = self.durable.offset() == 0 && durable.file() < self.durable.file();
+        durable < self.durable && !renumbered
     }
 
     /// A session has begun or ended: what was measured on another one says nothing.

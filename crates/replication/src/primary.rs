@@ -446,7 +446,7 @@ impl Primary {
         let Some(member) = self.members.iter_mut().find(|member| member.is_on(session)) else {
             return;
         };
-        if durable < member.durable {
+        if member.has_lost(durable) {
             let refusal = Refusal::Corrupt { acked: member.durable, durable };
             member.link = Link::Corrupt { since: now, durable };
             member.quit();
@@ -479,7 +479,7 @@ impl Primary {
         if let Link::Up { session: older, .. } = member.link {
             effects.push(PrimaryEffect::Refuse { session: older, refusal: Refusal::Superseded });
         }
-        if durable < member.durable {
+        if member.has_lost(durable) {
             let refusal = Refusal::Corrupt { acked: member.durable, durable };
             member.link = Link::Corrupt { since: now, durable };
             member.quit();

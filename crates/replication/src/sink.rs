@@ -522,7 +522,8 @@ impl SinkSession {
 
     fn commit(&mut self, effects: &mut Vec<SinkEffect>) {
         let commit = self.announced.min(self.durable);
-        if self.state == State::Streaming && commit > self.commit {
+        // The start of a file is where we attached and have nothing of it yet: more was announced, and is on its way.
+        if self.state == State::Streaming && commit > self.commit && commit.offset() > 0 {
             self.commit = commit;
             effects.push(SinkEffect::Commit(commit));
         }

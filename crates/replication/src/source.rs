@@ -199,9 +199,12 @@ impl SourceSession {
     /// The next piece of the journal, to be sent: whole batches that lie one behind the other in one file.
     ///
     /// # Panics
-    /// If the session does not stream: [`Self::window`] is 0 then.
+    /// If the replica has not attached. Once the session is over, nobody cares what is still sent.
     pub fn update(&mut self, first_lsn: Lsn, prev_chain: u64, batches: Bytes, commit: Lsn) -> Frame {
-        assert!(matches!(self.state, State::Streaming), "batches are sent to who is attached");
+        assert!(
+            matches!(self.state, State::Streaming | State::Closed),
+            "batches are sent to who is attached"
+        );
         self.commit = self.commit.max(commit);
         self.announced = self.commit;
         self.sent = Lsn(first_lsn.0 + batches.len() as u64);
@@ -334,7 +337,7 @@ impl SourceSession {
         let State::Matching { replica, durable } = &self.state else {
             return Ok(());
         };
-        let (end, durable) = (replica.end, *durable);
+        let durable = *durable;
         let (mode, common) = match decide(&self.options.log, replica, answer, &self.options.timing) {
             Match::NeedChain { at } => {
                 effects.push(SourceEffect::NeedChain { at });
@@ -361,9 +364,8 @@ impl SourceSession {
         effects.push(SourceEffect::Send(response.into()));
         match mode {
             AttachMode::StreamFrom => {
-                // Its end may have another number for the same place.
-                let durable = if durable == end { common.lsn } else { durable.min(common.lsn) };
-                self.stream(common.lsn, durable, effects);
+                // Its end may have another number for the same place; the smaller one never looks like a step back later.
+                self.stream(common.lsn, durable.min(common.lsn), effects);
             }
             AttachMode::TruncateThenStream => {
                 let truncate = Truncate {
@@ -395,7 +397,7 @@ impl SourceSession {
                 format!("the chain at {} is {:016x} there, {:016x} here", to.lsn, done.chain, to.chain);
             return Err(refused(ErrorFrame::new(ErrorCode::Corrupt, text)));
         }
-        self.stream(to.lsn, to.lsn, effects);
+        self.stream(to.lsn, done.end.min(to.lsn), effects);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::append::{RESIDENT_BYTES_MAX, Store, bytes_between};
 use crate::checkpoint::{Checkpoint, Header, IndexStore};
 use crate::collect::Early;
 use crate::identity::Identity;
-use crate::open::{Base, Loaded, OpenError, OpenOptions, Report, Rest};
+use crate::open::{Base, Following, Loaded, OpenError, OpenOptions, Report, Rest};
 use crate::replay::{ReplayError, Replayer};
 use crate::state::{ChunkError, State};
 
@@ -81,7 +81,8 @@ impl Follower {
     /// `known_commit`: that is a position of *this* journal, not what a primary says before the journals were matched.
     ///
     /// # Errors
-    /// See [`OpenError`]; [`OpenError::ForeignTail`] if ActiveMQ wrote last.
+    /// See [`OpenError`]; [`OpenError::ForeignTail`] if ActiveMQ wrote last, unless a member of a cluster has nothing but files
+    /// of ActiveMQ's, which it was given.
     pub fn open(
         files: &Arc<dyn Files>,
         entropy: &dyn Entropy,
@@ -89,8 +90,9 @@ impl Follower {
         known_commit: Lsn,
     ) -> Result<OpenedFollower, OpenError> {
         let identity = Identity::open_as(files, entropy, &options.node_id)?;
+        let following = Following { commit: known_commit, is_member: identity.has_joined() };
         let Base { journal, recovery, index, loaded, header, rebuilt } =
-            Base::open(files, options, Some(known_commit))?;
+            Base::open(files, options, Some(following))?;
         let Loaded { mut state, mut replayer, rest, how, lost } = loaded;
         replayer.check_collection();
         let existing: Vec<u32> = journal.files().iter().map(|file| file.id).collect();

@@ -3,7 +3,9 @@
 //! Invariants, in the order in which they matter:
 //! 1. The journal is the truth, the index is a function of it: [`state::State::apply`] is the only way in, at run time and in
 //!    replay.
-//! 2. Nothing is in the index, and nothing reaches the broker, before its position is committed.
+//! 2. Nothing is in the index, and nothing reaches the broker, before its position is committed. One exception: a replica that
+//!    becomes the primary takes the rest of its journal in, and neither serves nor checkpoints it before that is committed
+//!    ([`Store::settled_from`]).
 //! 3. A data file is deleted only by a journalled decision, and only if replaying the rest gives the same state
 //!    ([`files`]).
 //! 4. A foreign directory (ActiveMQ's) is never changed before everything in it has been understood.

@@ -181,6 +181,13 @@ pub(crate) struct Rest {
     pub(crate) applied: Lsn,
 }
 
+impl Loaded {
+    /// Records of ActiveMQ's can be replayed only with the ids of all messages before them, which a checkpoint lacks.
+    fn is_before_foreign(&self) -> bool {
+        self.rest.next.as_ref().is_some_and(|batch| batch.stamp.is_none())
+    }
+}
+
 /// Replays from `from`, but no batch that ends behind `until`.
 fn run(
     state: &mut State,
@@ -351,6 +358,13 @@ pub(crate) fn check_kind(files: &Arc<dyn Files>) -> Result<(), OpenError> {
 /// Behind every journal.
 pub(crate) const EVERYTHING: Lsn = Lsn(u64::MAX);
 
+/// What a follower knows of the journal that it opens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Following {
+    pub(crate) commit: Lsn,
+    pub(crate) is_member: bool,
+}
+
 /// Journal and index of a directory, opened and brought together; nothing is appended.
 pub(crate) struct Base {
     pub(crate) journal: Journal,
@@ -372,11 +386,11 @@ fn has_hole(recovery: &Recovery, header: Header) -> bool {
 }
 
 impl Base {
-    /// With `committed`, the index goes no further than that, or than the journal itself proves to be committed.
+    /// With `following`, the index goes no further than what is committed, as far as is known or as the journal proves.
     pub(crate) fn open(
         files: &Arc<dyn Files>,
         options: &OpenOptions,
-        committed: Option<Lsn>,
+        following: Option<Following>,
     ) -> Result<Self, OpenError> {
         check_kind(files)?;
         let mut why = "there is no index yet".to_owned();
@@ -401,16 +415,21 @@ impl Base {
         let applied = header.map_or(Lsn::ZERO, |header| header.applied);
         let known = KnownPositions { commit: applied, durable: applied };
         let (journal, recovery) = Journal::open(Arc::clone(files), options.journal.clone(), known)?;
-        if committed.is_some() && recovery.newest_is_foreign {
+        // A member may have been given the files of ActiveMQ's that its primary began with, and nothing behind them yet.
+        let given = following.is_some_and(|following| following.is_member) && recovery.last_epoch == Epoch(0);
+        if following.is_some() && recovery.newest_is_foreign && !given {
             return Err(OpenError::ForeignTail { path: files.describe(""), end: recovery.end });
         }
-        let until = committed.map(|commit| commit.max(recovery.commit_hint).max(applied));
+        let until = following.map(|following| following.commit.max(recovery.commit_hint).max(applied));
         let reader = journal.reader();
         let mut loaded = None;
         if let Some(header) = header {
-            let hole = committed.is_some() && has_hole(&recovery, header);
+            let hole = following.is_some() && has_hole(&recovery, header);
             match load_checkpoint(&reader, header, state, &recovery, until) {
                 _ if hole => "data files behind its last checkpoint are gone".clone_into(&mut why),
+                Ok(found) if found.is_before_foreign() || given => {
+                    "a journal of ActiveMQ's goes on behind its last checkpoint".clone_into(&mut why);
+                }
                 Ok(found) => {
                     if !options.accept_loss {
                         check_complete(files, &found.state, &recovery)?;

@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod script;
 mod walk;
 mod world;

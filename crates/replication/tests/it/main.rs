@@ -1,0 +1,7 @@
+//! Primaries and replicas over a network that breaks, against an oracle that remembers what was confirmed.
+
+#![allow(clippy::unwrap_used)]
+
+mod log;
+mod walk;
+mod world;
