@@ -33,7 +33,6 @@ class Waiting:
 def volatile_sends_are_confirmed(address):
     with wire.Client(address) as client:
         client.send("/queue/volatile", b"no journal", persistent=False)
-        client.disconnect()
 
 
 def taken_out(address):
@@ -91,6 +90,19 @@ def test_the_last_replica_dies_and_another_one_takes_its_place():
         cluster.wait_in_sync()
         assert taken_out(cluster.primary().address) == waiting.receipts
         cluster.stop_alike()
+
+
+def test_a_client_without_persistent_work_may_leave_meanwhile():
+    with temporary("minimum-leave", 2, minimum_replicas=1) as cluster:
+        cluster.start()
+        primary = cluster.primary()
+        cluster.replicas()[0].kill()
+        waiting = Waiting(primary.address, 1)
+        cluster.wait_for(lambda _: suspended(primary), 10, "suspended")
+        with wire.Client(primary.address) as client:
+            client.send("/queue/volatile", b"no journal", persistent=False)
+            client.disconnect()
+        waiting.waits()
 
 
 def test_two_replicas_are_two_nodes_and_not_one_twice():

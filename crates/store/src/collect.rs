@@ -57,7 +57,7 @@ impl Store {
     }
 
     /// Appends the decision to delete every data file that may go. They are deleted when it is committed
-    /// ([`Store::take_retired`]).
+    /// ([`Store::to_retire`]).
     pub fn collect(&mut self) -> Result<Vec<u32>, StorageError> {
         self.renew_subscriptions()?;
         let files: Vec<u32> =

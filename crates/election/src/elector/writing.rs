@@ -1,11 +1,10 @@
 //! One write at a time, and what its outcome means.
 //!
-//! | outcome | then |
-//! | --- | --- |
-//! | applied | the record is what was written |
-//! | unknown | the same write again on the same revision; a read that shows that revision proves nothing |
-//! | conflict | read: the record carries our mark, or the proposed set under our epoch: applied; the set as it was under our epoch: not applied; anything else: somebody else leads |
-//! | grant lost | somebody else may lead |
+//! - Applied: the record is what was written.
+//! - Unknown: the same write again, on the same revision. A read that shows that revision proves nothing.
+//! - Conflict: the record is read. If it carries our mark, or the proposed set under our epoch, an earlier attempt was
+//!   applied; with the set as it was under our epoch, none was, and none can be any more; otherwise somebody else leads.
+//! - Grant lost: somebody else may lead.
 
 use kahawai_types::{ClusterId, Epoch, Millis, NodeId};
 

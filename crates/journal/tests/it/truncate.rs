@@ -1,6 +1,9 @@
 //! Cutting a journal back to where it parted from another.
 
-use kahawai_journal::{BatchView, Chain, KnownPositions, TruncateError, record_epochs, truncate};
+use kahawai_env::Files;
+use kahawai_journal::{
+    BatchView, Chain, KnownPositions, SUMS_DIRECTORY, TruncateError, record_epochs, truncate,
+};
 use kahawai_testkit::{MemoryFiles, Random};
 use kahawai_types::{Location, Lsn};
 
@@ -133,6 +136,9 @@ fn after_a_cut_a_replica_catches_up_and_is_byte_identical() {
         let files = deposed.files.kill();
         let cut = truncate(&directory(&files), common, Some(chain)).unwrap();
         assert!(cut.dropped_bytes > 0);
+        for id in common.file()..=deposed_end.file() {
+            assert!(!files.exists(&format!("{SUMS_DIRECTORY}/db-{id}.sum")).unwrap());
+        }
         let mut replica = Life::begin(&files, options(), KnownPositions::default()).unwrap();
         assert_eq!(replica.recovery.end, common);
         let rest: Vec<_> = reader.batches(common).map(|batch| batch.unwrap()).collect();

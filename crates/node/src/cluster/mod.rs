@@ -233,12 +233,15 @@ impl ClusterNode {
             minimum_replicas: options.minimum_replicas,
             timing: kahawai_election::Timing::default(),
         };
+        let names = directory.files.list("");
+        let names = names.map_err(|source| NodeError::Directory { path: node.data.display().to_string(), source })?;
         let local = Local {
             cluster_id: identity.cluster_id,
             promised: identity.promised_epoch,
             last_epoch: Epoch(0),
             end: Lsn::ZERO,
-            journal_is_empty: false,
+            // Who has nothing takes whatever cluster it finds.
+            journal_is_empty: !names.iter().any(|name| kahawai_journal::data_file_id(name).is_some()),
             // Until the store is open.
             condition: Condition::Syncing,
         };
@@ -914,10 +917,15 @@ impl Lead<'_> {
             return;
         }
         let others = self.reign.status().replicas;
-        let able = others.iter().filter(|replica| replica.in_sync && replica.connected.is_some()).count();
+        let is_able = |replica: &&kahawai_replication::ReplicaStatus| {
+            let is_wanted = successor.as_ref().is_none_or(|node| replica.replica.node == *node);
+            is_wanted && replica.in_sync && replica.connected.is_some()
+        };
+        let able = others.iter().filter(is_able).count();
         if let Some(done) = done {
             if able == 0 {
-                let _ = done.send(Err("no other in-sync node is connected that could take over".into()));
+                let who = successor.map_or("no other in-sync node".to_owned(), |node| node.to_string());
+                let _ = done.send(Err(format!("{who} is connected now that could take over")));
                 return;
             }
             shared.pause(true);

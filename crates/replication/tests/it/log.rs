@@ -72,11 +72,11 @@ impl Log {
 
     /// How many batches lie before a position; `None`: it is not between two.
     pub fn index_of(&self, at: Lsn) -> Option<usize> {
-        if at == Lsn::ZERO {
-            return Some(0);
+        if at.offset() == 0 {
+            // The start of a file is also the end of the one before.
+            return Some(self.batches.partition_point(|batch| batch.start < at));
         }
-        let by_end = self.batches.iter().position(|batch| batch.end() == at).map(|index| index + 1);
-        by_end.or_else(|| self.batches.iter().position(|batch| batch.start == at))
+        self.batches.iter().position(|batch| batch.end() == at).map(|index| index + 1)
     }
 
     pub fn chain_at(&self, at: Lsn) -> Option<u64> {

@@ -3,5 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod log;
+mod matching;
+mod primary;
+mod sessions;
+mod sync;
 mod walk;
 mod world;

@@ -203,3 +203,8 @@ fn a_walk_notices_a_set_below_the_minimum() {
 fn a_walk_notices_acknowledgements_before_the_flush() {
     found_by_the_walk(Mutation::AckBeforeFlush, 100, &["I5", "I6"]);
 }
+
+#[test]
+fn a_walk_notices_a_replica_that_follows_an_older_reign() {
+    found_by_the_walk(Mutation::NoPromise, 400, &["I5", "I6", "I9", "I11"]);
+}
