@@ -28,8 +28,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a broker.
-    Run(run::RunArgs),
+    /// Run a broker, alone or in a cluster.
+    Run(Box<run::RunArgs>),
     /// Look at, check and repair the store of a stopped broker, ours or ActiveMQ's.
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         .with_target(false);
     tracing_subscriber::registry().with(format).with(Targets::new().with_default(cli.log)).init();
     let result = match cli.command {
-        Command::Run(args) => return run::run(args),
+        Command::Run(args) => return run::run(*args),
         Command::Store(command) => store::run(command),
         Command::Status(args) => cluster::status(args),
         Command::Cluster(args) => cluster::cluster(args),

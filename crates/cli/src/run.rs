@@ -163,7 +163,8 @@ fn settings(args: &RunArgs) -> Result<Settings, String> {
 fn node_options(args: &RunArgs, settings: &Settings) -> Result<NodeOptions, String> {
     let node = &settings.node;
     let mut options = NodeOptions::new(&node.directory);
-    if let Some(max) = args.connections_max.or(node.connections_max(Protocol::Stomp).map(|max| max as usize)) {
+    if let Some(max) = args.connections_max.or(node.connections_max(Protocol::Stomp).map(|max| max as usize))
+    {
         options.connections_max = max;
     }
     if let Some(bytes) = args.memory_bytes_max.or(node.memory_bytes_max) {
@@ -346,11 +347,7 @@ fn listening(connectors: &[Listening]) {
     }
 }
 
-async fn serve(
-    options: NodeOptions,
-    cluster: Option<ClusterOptions>,
-    admin: Admin,
-) -> Result<(), NodeError> {
+async fn serve(options: NodeOptions, cluster: Option<ClusterOptions>, admin: Admin) -> Result<(), NodeError> {
     // Before anything is announced, so that a signal right after `ready` is not lost.
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(NodeError::Thread)?;

@@ -238,10 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         // Room was made: there may be deliveries or input that waited for it.
         if wrote
             && self.out.len() < OUT_BYTES_MAX
-            && (!self.deliveries.is_empty()
-                || self.unread
-                || self.closing
-                || self.goodbye == Goodbye::Asked)
+            && (!self.deliveries.is_empty() || self.unread || self.closing || self.goodbye == Goodbye::Asked)
         {
             return Poll::Ready(Ok(()));
         }
@@ -507,9 +504,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             match self.deliveries.pop_front() {
                 None => return,
                 // An event may be the end of what is withheld.
-                Some(item @ (Item::Event(_) | Item::Deliver(Delivery { source: Source::Stored(..), .. })))
-                    if !settled =>
-                {
+                Some(
+                    item @ (Item::Event(_) | Item::Deliver(Delivery { source: Source::Stored(..), .. })),
+                ) if !settled => {
                     self.withheld.push_back(item);
                 }
                 Some(Item::Event(event)) => {
@@ -615,7 +612,8 @@ mod tests {
     async fn a_quiet_hour() {
         let clock: Arc<dyn Clock> = Arc::new(TokioClock(tokio::time::Instant::now()));
         let files: Arc<dyn Files> = Arc::new(MemoryFiles::new());
-        let opened = kahawai_store::open(&files, &OsEntropy, &OpenOptions::default()).expect("an empty store");
+        let opened =
+            kahawai_store::open(&files, &OsEntropy, &OpenOptions::default()).expect("an empty store");
         let broker = Broker::new(kahawai_broker::Options::default());
         let commit = opened.store.appended_end();
         let (shared, _errands) = Shared::new(broker, opened.store, commit, files, clock);

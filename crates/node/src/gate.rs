@@ -20,7 +20,8 @@ impl Gate {
     /// Open until then, milliseconds of the boot clock.
     pub fn open_until(&self, deadline_ms: u64) {
         // A gate that was shut stays shut: the reign is over.
-        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| (old != 0).then_some(deadline_ms));
+        let _ =
+            self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| (old != 0).then_some(deadline_ms));
     }
 
     /// Shut, for good.

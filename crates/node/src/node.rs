@@ -121,10 +121,8 @@ impl Directory {
         let name = path.display().to_string();
         let directory = |source| NodeError::Directory { path: name.clone(), source };
         let files: Arc<dyn Files> = Arc::new(DiskFiles::open(path).map_err(directory)?);
-        let lock = files
-            .lock("lock", now_ms)
-            .map_err(directory)?
-            .ok_or(NodeError::Locked { path: name.clone() })?;
+        let lock =
+            files.lock("lock", now_ms).map_err(directory)?.ok_or(NodeError::Locked { path: name.clone() })?;
         Ok(Self { files, _lock: lock })
     }
 }
@@ -238,7 +236,10 @@ impl Control for SingleControl {
             started_ms: self.started_ms,
             now_ms: self.shared.now(),
             role: Role::Single,
-            state: self.shared.failure().map_or_else(|| "serving".into(), |reason| format!("storage failed: {reason}")),
+            state: self
+                .shared
+                .failure()
+                .map_or_else(|| "serving".into(), |reason| format!("storage failed: {reason}")),
             epoch: self.epoch,
             durable: commit,
             commit,

@@ -67,8 +67,7 @@ pub(crate) struct Bound {
 pub(crate) async fn bind(listeners: &[StompListener]) -> Result<Vec<Bound>, NodeError> {
     let mut bound = Vec::with_capacity(listeners.len());
     for listener in listeners {
-        let tls =
-            listener.tls.as_ref().map(|(certificates, key)| acceptor(certificates, key)).transpose()?;
+        let tls = listener.tls.as_ref().map(|(certificates, key)| acceptor(certificates, key)).transpose()?;
         let listen = |source| NodeError::Listen { address: listener.address.clone(), source };
         let socket = TcpListener::bind(&listener.address).await.map_err(listen)?;
         let name = if tls.is_some() { "stomp+ssl" } else { "stomp" };
@@ -173,7 +172,8 @@ impl Serving {
     pub(crate) async fn stop(mut self) -> Result<(), NodeError> {
         self.dismiss().await;
         // Joining threads blocks, and so does the last checkpoint.
-        let ended = tokio::task::spawn_blocking(move || finish(&self.shared, self.threads, self.upkeep)).await;
+        let ended =
+            tokio::task::spawn_blocking(move || finish(&self.shared, self.threads, self.upkeep)).await;
         match ended {
             Ok(result) => result,
             Err(error) => Err(NodeError::Storage(error.to_string())),

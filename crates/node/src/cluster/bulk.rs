@@ -230,7 +230,11 @@ impl BulkSource {
             let read = spawn_blocking(move || read_chunk(&reader, id, at, length as usize)).await;
             let bytes = read.map_err(io::Error::other)?.map_err(io::Error::other)?;
             if bytes.len() as u64 != length {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than asked for").into());
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the file is shorter than asked for",
+                )
+                .into());
             }
             at += length;
             let chunk = FileChunk::new(reign.epoch, request.request_id, at - length, bytes, at == end);
@@ -361,12 +365,14 @@ impl BulkSink {
     ) -> Result<SyncManifest, String> {
         let preparing = Arc::clone(&self);
         let wanted = manifest.clone();
-        let fetching = spawn_blocking(move || preparing.prepare(&wanted)).await.map_err(|e| e.to_string())??;
+        let fetching =
+            spawn_blocking(move || preparing.prepare(&wanted)).await.map_err(|e| e.to_string())??;
         let fetching = Arc::new(fetching);
         let sessions = self.sessions.min(manifest.sessions_max).max(1);
         let mut tasks = JoinSet::new();
         for session in 0..sessions {
-            let (fetching, address, credentials) = (Arc::clone(&fetching), address.clone(), credentials.clone());
+            let (fetching, address, credentials) =
+                (Arc::clone(&fetching), address.clone(), credentials.clone());
             tasks.spawn(fetching.run(session, address, credentials));
         }
         let mut said = tokio::time::interval(SAY);
@@ -468,7 +474,9 @@ impl BulkSink {
         let complete: Vec<FileIdentity> = unpoisoned(&fetching.transfers).complete().collect();
         let mut bad = None;
         for file in sealed(manifest) {
-            let Some(identity) = complete.iter().find(|identity| identity.key.id == file.id) else { continue };
+            let Some(identity) = complete.iter().find(|identity| identity.key.id == file.id) else {
+                continue;
+            };
             let path = incoming(identity.key);
             if let Err(problem) = verify_file(&self.files, &path, &file) {
                 warn!(file = file.id, %problem, "a received file is not what was announced");
@@ -492,7 +500,12 @@ impl Fetching {
     }
 
     /// One transfer connection, made again after a failure, until nothing is left to ask for.
-    async fn run(self: Arc<Self>, session: u32, address: String, credentials: Credentials) -> Result<(), String> {
+    async fn run(
+        self: Arc<Self>,
+        session: u32,
+        address: String,
+        credentials: Credentials,
+    ) -> Result<(), String> {
         loop {
             let open_at = unpoisoned(&self.transfers).may_open(session);
             let Some(open_at) = open_at else {
@@ -525,7 +538,12 @@ impl Fetching {
         unpoisoned(&self.transfers).progress(self.now()).sessions > 0
     }
 
-    async fn connection(&self, session: u32, address: &str, credentials: &Credentials) -> Result<(), Trouble> {
+    async fn connection(
+        &self,
+        session: u32,
+        address: &str,
+        credentials: &Credentials,
+    ) -> Result<(), Trouble> {
         let connected = dial(address, Role::Transfer, credentials).await?;
         let Connected { mut reader, mut writer, .. } = connected;
         loop {

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use kahawai_env::{Clock, Files};
 use kahawai_journal::Chain;
-use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, Secrets, SyncId, SyncManifest};
+use kahawai_kdbr::{
+    EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, Secrets, SyncId, SyncManifest,
+};
 use kahawai_replication::{
     EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing, Vitals,
 };
@@ -18,6 +20,7 @@ use tracing::{info, warn};
 
 use super::bulk::BulkSink;
 use super::following::{FollowingThreads, Said, Work};
+use super::generation;
 use super::net::{Connected, Credentials, FrameWriter, dial};
 use super::reign::boot_ms;
 
@@ -32,7 +35,12 @@ pub(crate) enum Ended {
     /// Try again.
     Lost,
     /// The journal has to be cut, on a closed store.
-    Truncate { to: Lsn, chain: Chain },
+    Truncate {
+        to: Lsn,
+        chain: Chain,
+        /// An operator has accepted that what was confirmed is lost.
+        unclean: bool,
+    },
     /// Files were fetched, and have to be installed on a closed store.
     Install(SyncManifest, Vec<kahawai_journal::EpochStart>),
     /// This store does not belong to the cluster, or has what it must not have: no use in trying again soon.
@@ -48,7 +56,6 @@ pub(crate) struct Copying {
     pub(crate) address: String,
     pub(crate) clients: Vec<String>,
     pub(crate) timing: Timing,
-    pub(crate) unclean_generation: u64,
     pub(crate) bulk: Arc<BulkSink>,
     /// What the session does, for the status.
     pub(crate) state: Arc<Mutex<String>>,
@@ -74,7 +81,8 @@ impl Copying {
     /// Follows the primary at `address` for as long as it goes.
     pub(crate) async fn session(&self, address: &str, threads: &mut FollowingThreads) -> Ended {
         self.state("connecting");
-        let log = match self.log(threads).await {
+        let generation = generation::read(&self.files).unwrap_or_default();
+        let log = match self.log(threads, generation).await {
             Ok(log) => log,
             Err(problem) => {
                 warn!(%problem, "our own journal cannot be matched");
@@ -106,7 +114,15 @@ impl Copying {
             timing: self.timing,
         };
         let machine = SinkSession::new(options, now);
-        let session = Session { copying: self, machine, effects: Vec::new(), sync: None, state: NodeState::CatchingUp, epochs: Vec::new() };
+        let session = Session {
+            copying: self,
+            machine,
+            effects: Vec::new(),
+            sync: None,
+            state: NodeState::CatchingUp,
+            epochs: Vec::new(),
+            generations: (generation.unwrap_or(u64::MAX), 0),
+        };
         let ended = session.run(connected, address, threads).await;
         if !matches!(ended, Ended::Lost) {
             self.state("reopening");
@@ -138,7 +154,7 @@ impl Copying {
     }
 
     /// Our journal, once everything that earlier sessions sent is written.
-    async fn log(&self, threads: &mut FollowingThreads) -> Result<LocalLog, String> {
+    async fn log(&self, threads: &mut FollowingThreads, generation: Option<u64>) -> Result<LocalLog, String> {
         let (answer, answered) = oneshot::channel();
         let gone = || "the copying thread has ended".to_owned();
         threads.work.send(Work::Barrier(answer)).await.map_err(|_| gone())?;
@@ -170,7 +186,8 @@ impl Copying {
             known_commit: if first.is_some() { known_commit } else { Lsn::ZERO },
             applied: if first.is_some() { applied } else { Lsn::ZERO },
             is_foreign_tail: false,
-            unclean_generation: self.unclean_generation,
+            // Unknown: no primary's is higher.
+            unclean_generation: generation.unwrap_or(u64::MAX),
         })
     }
 }
@@ -184,6 +201,8 @@ struct Session<'a> {
     state: NodeState,
     /// The primary's reigns: those whose beginnings are in files that nobody has any more.
     epochs: Vec<kahawai_journal::EpochStart>,
+    /// Ours when the session began, and the primary's.
+    generations: (u64, u64),
 }
 
 impl Drop for Session<'_> {
@@ -301,12 +320,17 @@ impl Session<'_> {
                 SinkEffect::Attached { at } => {
                     info!(%at, primary, "following the primary");
                     *self.copying.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    // From here on this journal is what the primary of that generation has.
+                    generation::write(&self.copying.files, self.generations.1)?;
                     self.state = NodeState::Online;
                     self.copying.state("streaming");
                 }
                 SinkEffect::Append { lsn, batches, .. } => append(threads, lsn, batches).await?,
                 SinkEffect::Commit(commit) => threads.following.commit(commit),
-                SinkEffect::Truncate { to, chain } => ended = Some(Ended::Truncate { to, chain: Chain(chain) }),
+                SinkEffect::Truncate { to, chain } => {
+                    let unclean = self.generations.1 > self.generations.0;
+                    ended = Some(Ended::Truncate { to, chain: Chain(chain), unclean });
+                }
                 SinkEffect::Bulk(manifest) => {
                     self.copying.state("synchronising");
                     self.state = NodeState::Synchronizing;
@@ -350,6 +374,7 @@ impl Session<'_> {
             chain_before: Chain(start.chain_before),
         });
         self.epochs = known.collect();
+        self.generations.1 = response.unclean_generation;
     }
 
     async fn promise(&self, epoch: Epoch) -> std::io::Result<Epoch> {

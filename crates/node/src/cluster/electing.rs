@@ -17,19 +17,16 @@ use tracing::{debug, info, warn};
 /// How often the elector looks at the time.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long the end of the session may take before the process ends without it.
+const LEAVE: Duration = Duration::from_secs(2);
+
 /// What the rest of the node has to do.
 #[derive(Debug)]
 pub(crate) enum Decision {
     /// Lead.
-    Lead {
-        epoch: Epoch,
-        record: Box<ClusterRecord>,
-        unclean: bool,
-    },
+    Lead { epoch: Epoch, record: Box<ClusterRecord>, unclean: bool },
     /// Follow, if there is somebody.
-    Follow {
-        primary: Option<PrimaryRef>,
-    },
+    Follow { primary: Option<PrimaryRef> },
     /// Stop leading, at once.
     StepDown(StepDownReason),
     /// The record says this now.
@@ -48,6 +45,7 @@ pub(crate) struct ElectionView {
 enum Told {
     Event(Event),
     Request(Request, oneshot::Sender<Result<(), Refusal>>),
+    Leave(oneshot::Sender<()>),
 }
 
 /// A handle on the election task.
@@ -77,6 +75,13 @@ impl Election {
         let _ = self.tell.send(Told::Request(request, oneshot::channel().0));
     }
 
+    /// Ends the session with the election service, so that nobody waits for it to expire. Nothing is decided after that.
+    pub(crate) async fn leave(&self) {
+        let (left, done) = oneshot::channel();
+        let _ = self.tell.send(Told::Leave(left));
+        let _ = tokio::time::timeout(LEAVE, done).await;
+    }
+
     /// Until when nobody else can lead, milliseconds of the boot clock.
     pub(crate) fn deadline_ms(&self) -> u64 {
         u64::try_from(self.lease.load(Ordering::Acquire)).unwrap_or(0)
@@ -101,7 +106,8 @@ pub(crate) fn start(
     let (tell, told) = mpsc::unbounded_channel();
     let (decide, decisions) = mpsc::unbounded_channel();
     let lease = Arc::new(AtomicI64::new(provider.deadline()));
-    let view = ElectionView { status: Status::Connecting, record: None, present: Vec::new(), connected: false };
+    let view =
+        ElectionView { status: Status::Connecting, record: None, present: Vec::new(), connected: false };
     let view = Arc::new(Mutex::new(view));
     let election = Election { tell, lease, view };
     let pump = election.clone();
@@ -154,10 +160,15 @@ impl Driver {
     async fn run(mut self) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leaving = None;
         while !self.decide.is_closed() {
             let event = tokio::select! {
                 told = self.told.recv() => match told {
                     None => break,
+                    Some(Told::Leave(left)) => {
+                        leaving = Some(left);
+                        break;
+                    }
                     Some(Told::Event(event)) => event,
                     Some(Told::Request(request, answer)) => {
                         self.request_last += 1;
@@ -181,7 +192,13 @@ impl Driver {
         if let Some(task) = self.campaign.take() {
             task.abort();
         }
+        if let Some(task) = self.resigning.take() {
+            let _ = task.await;
+        }
         self.provider.close().await;
+        if let Some(left) = leaving {
+            let _ = left.send(());
+        }
     }
 
     fn look(&self, event: &Event) {

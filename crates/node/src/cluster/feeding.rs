@@ -93,7 +93,8 @@ pub(crate) async fn serve(connected: Connected, feeding: Arc<Feeding>) {
     let machine = Arc::new(Mutex::new(SourceSession::new(options, now)));
     let (out, outgoing) = mpsc::unbounded_channel();
     let room = Arc::new(Notify::new());
-    let feeder = tokio::spawn(feed(Arc::clone(&machine), Arc::clone(&reign), outgoing, Arc::clone(&room), writer));
+    let feeder =
+        tokio::spawn(feed(Arc::clone(&machine), Arc::clone(&reign), outgoing, Arc::clone(&room), writer));
     let hearing = Hearing { feeding, reign, machine, out, room, peer, effects: Vec::new() };
     hearing.run(reader).await;
     if tokio::time::timeout(GOODBYE, feeder).await.is_err() {
@@ -121,7 +122,11 @@ async fn log(feeding: &Feeding) -> Result<PrimaryLog, String> {
     let mut starts: Vec<EpochStart> = epochs
         .into_iter()
         .filter(|start| start.epoch < reign.epoch && start.epoch.0 > 0)
-        .map(|start| EpochStart { epoch: start.epoch, start: start.start, chain_before: start.chain_before.0 })
+        .map(|start| EpochStart {
+            epoch: start.epoch,
+            start: start.start,
+            chain_before: start.chain_before.0,
+        })
         .collect();
     if let Some((start, chain_before)) = sealed.marker {
         starts.push(EpochStart { epoch: reign.epoch, start, chain_before });
@@ -352,7 +357,8 @@ async fn feed(
                 }
                 Some(Err(())) => {
                     let from = files.take().unwrap_or_else(|| FromFiles::new(&reign.reader(), at));
-                    let (read, rest) = spawn_blocking(move || from.next()).await.map_err(std::io::Error::other)?;
+                    let (read, rest) =
+                        spawn_blocking(move || from.next()).await.map_err(std::io::Error::other)?;
                     files = Some(rest);
                     match read {
                         Ok(Some(piece)) => Some(piece),
@@ -431,7 +437,8 @@ impl FromFiles {
     }
 
     fn piece(&mut self) -> Result<Option<Piece>, ReadError> {
-        let Some(first) = self.ahead.take().map_or_else(|| self.batches.next().transpose(), |b| Ok(Some(b)))?
+        let Some(first) =
+            self.ahead.take().map_or_else(|| self.batches.next().transpose(), |b| Ok(Some(b)))?
         else {
             return Ok(None);
         };

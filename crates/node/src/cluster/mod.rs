@@ -16,6 +16,7 @@ mod copying;
 mod electing;
 mod feeding;
 mod following;
+mod generation;
 mod net;
 mod reign;
 pub(crate) mod status;
@@ -64,12 +65,15 @@ const STRANGERS_MAX: usize = 64;
 /// Milliseconds in which the record is told of a changed store.
 const LOCAL: Duration = Duration::from_millis(250);
 
+/// Opens the connection to the election service for a process.
+pub type OpenProvider = Box<dyn FnOnce(kahawai_types::BootId) -> Result<Arc<dyn Provider>, String> + Send>;
+
 /// How a node takes part in a cluster.
 pub struct ClusterOptions {
     /// Its name; stable.
     pub node_id: NodeId,
     /// Makes the connection to the election service, once the store's identity is known.
-    pub provider: Box<dyn FnOnce(kahawai_types::BootId) -> Result<Arc<dyn Provider>, String> + Send>,
+    pub provider: OpenProvider,
     /// What the provider is called in status and logs.
     pub provider_name: String,
     /// Where replicas connect, `host:port`.
@@ -95,7 +99,12 @@ enum Present {
     /// The store is closed, or about to be.
     Between(String),
     /// It follows.
-    Following { following: Arc<Following>, bulk: Arc<BulkSink>, session: Arc<Mutex<String>>, primary: Option<PrimaryRef> },
+    Following {
+        following: Arc<Following>,
+        bulk: Arc<BulkSink>,
+        session: Arc<Mutex<String>>,
+        primary: Option<PrimaryRef>,
+    },
     /// It leads.
     Leading { reign: Arc<Reign>, feeding: Arc<Feeding>, connections: Arc<AtomicUsize> },
 }
@@ -234,7 +243,8 @@ impl ClusterNode {
             timing: kahawai_election::Timing::default(),
         };
         let names = directory.files.list("");
-        let names = names.map_err(|source| NodeError::Directory { path: node.data.display().to_string(), source })?;
+        let names =
+            names.map_err(|source| NodeError::Directory { path: node.data.display().to_string(), source })?;
         let local = Local {
             cluster_id: identity.cluster_id,
             promised: identity.promised_epoch,
@@ -305,6 +315,8 @@ impl ClusterNode {
         };
         let ended = run.run(stop).await;
         acceptor.abort();
+        // Whatever the reason: nobody has to wait until the session expires.
+        run.stage.election.leave().await;
         drop(run);
         drop(directory);
         ended
@@ -422,6 +434,9 @@ impl Run {
                 FollowEnd::Reopen(ended) => {
                     close(follower, rest).await?;
                     drop(writer);
+                    if let Ended::Truncate { to, .. } = &ended {
+                        known_commit = known_commit.min(*to);
+                    }
                     self.change(ended).await?;
                 }
             }
@@ -432,8 +447,8 @@ impl Run {
     async fn change(&mut self, ended: Ended) -> Result<(), NodeError> {
         let files = Arc::clone(&self.files);
         match ended {
-            Ended::Truncate { to, chain } => {
-                let cut = spawn_blocking(move || kahawai_store::truncate(&files, to, Some(chain), false));
+            Ended::Truncate { to, chain, unclean } => {
+                let cut = spawn_blocking(move || kahawai_store::truncate(&files, to, Some(chain), unclean));
                 match cut.await.map_err(joined)? {
                     Ok(cut) => {
                         let saved = cut.saved_as.join(", ");
@@ -537,7 +552,6 @@ impl Run {
             address: self.stage.kdbr.clone(),
             clients: self.stage.node.stomp.iter().map(|listener| listener.url()).collect(),
             timing: self.options.timing,
-            unclean_generation: self.stage.election.view().record.map_or(0, |record| record.unclean_generation),
             bulk: sink,
             state: Arc::default(),
             trouble: Mutex::default(),
@@ -682,11 +696,13 @@ impl Run {
         };
         let (identity, files) = (Arc::clone(&stage.identity), Arc::clone(&self.files));
         let (options, now) = (stage.node.broker.clone(), stage.clock.now_ms());
-        let cluster_id = record.cluster_id;
+        let (cluster_id, unclean_generation) = (record.cluster_id, record.unclean_generation);
         let promoting = spawn_blocking(move || -> Result<_, NodeError> {
             {
                 let mut identity = unpoisoned(&identity);
                 identity.adopt_cluster(&files, cluster_id).map_err(kahawai_store::OpenError::from)?;
+                generation::write(&files, unclean_generation)
+                    .map_err(|e| NodeError::Storage(e.to_string()))?;
                 // Before the marker: nobody older is followed from here on.
                 identity.promise(&files, epoch).map_err(kahawai_store::OpenError::from)?;
             }

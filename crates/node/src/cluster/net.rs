@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use kahawai_env::{Entropy, OsEntropy};
 use kahawai_kdbr::{
-    BODY_BYTES_MAX, Decoder, ErrorFrame, Frame, HANDSHAKE_TIMEOUT_MS, Handshake, Local, Peer,
-    PreambleError, Progress, Role, Secrets, VERSIONS, put_preamble, take_preamble,
+    BODY_BYTES_MAX, Decoder, ErrorFrame, Frame, HANDSHAKE_TIMEOUT_MS, Handshake, Local, Peer, PreambleError,
+    Progress, Role, Secrets, VERSIONS, put_preamble, take_preamble,
 };
 use kahawai_types::{BootId, ClusterId, Epoch, ReplicaId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};

@@ -23,10 +23,7 @@ const RING_BYTES_MAX: usize = 64 << 20;
 #[derive(Debug)]
 pub(crate) enum Wanted {
     /// The record is to name this set.
-    Propose {
-        in_sync: BTreeSet<ReplicaId>,
-        reason: String,
-    },
+    Propose { in_sync: BTreeSet<ReplicaId>, reason: String },
     /// The marker is committed: serve.
     Activate,
     /// Persistent work waits.

@@ -156,9 +156,14 @@ impl Control for NodeControl {
         status.version = env!("CARGO_PKG_VERSION").to_owned();
         status.started_ms = stage.started_ms;
         status.now_ms = stage.clock.now_ms();
-        status.in_sync = record.map_or_else(Vec::new, |record| record.in_sync.iter().map(Member::from).collect());
+        status.in_sync =
+            record.map_or_else(Vec::new, |record| record.in_sync.iter().map(Member::from).collect());
         status.minimum_replicas = record.map_or(0, |record| record.minimum_replicas);
-        status.primary = record.and_then(|record| record.primary.as_ref()).map(primary);
+        // The record names a dead primary until it has a successor.
+        let is_there = |primary: &&PrimaryRef| {
+            view.present.is_empty() || view.present.iter().any(|other| other.boot == primary.boot)
+        };
+        status.primary = record.and_then(|record| record.primary.as_ref()).filter(is_there).map(primary);
         status.election = Some(ElectionStatus {
             provider: stage.provider_name.clone(),
             connected: view.connected,
@@ -176,9 +181,8 @@ impl Control for NodeControl {
                 })
                 .collect(),
         });
-        status.suspended = unpoisoned(&stage.suspended)
-            .clone()
-            .map(|(since_ms, reason)| Suspension { since_ms, reason });
+        status.suspended =
+            unpoisoned(&stage.suspended).clone().map(|(since_ms, reason)| Suspension { since_ms, reason });
         status.connectors = unpoisoned(&stage.listening)
             .iter()
             .map(|one| Connector { name: one.name.to_owned(), address: one.address.to_string() })
@@ -291,10 +295,9 @@ impl NodeControl {
                     });
                 }
                 for (replica, told) in &told {
-                    let is_listed = status
-                        .replicas
-                        .iter()
-                        .any(|other| other.node == replica.node.0 && other.store == replica.store.to_string());
+                    let is_listed = status.replicas.iter().any(|other| {
+                        other.node == replica.node.0 && other.store == replica.store.to_string()
+                    });
                     if !is_listed {
                         status.replicas.push(ReplicaStatus {
                             node: replica.node.to_string(),
@@ -315,7 +318,12 @@ impl NodeControl {
                     for (node, member) in &record.members {
                         let store = member.store.to_string();
                         let is_me = node.0 == status.node_id;
-                        if !is_me && !status.replicas.iter().any(|other| other.node == node.0 && other.store == store) {
+                        if !is_me
+                            && !status
+                                .replicas
+                                .iter()
+                                .any(|other| other.node == node.0 && other.store == store)
+                        {
                             status.replicas.push(ReplicaStatus {
                                 node: node.to_string(),
                                 store,
@@ -388,11 +396,14 @@ async fn carry_out(stage: &Stage, command: ClusterCommand) -> Result<String, Com
         }
         ClusterCommand::ForcePrimary { cluster_id, accept_data_loss } => {
             if !accept_data_loss {
-                return Err(CommandError::new(CommandErrorKind::Invalid, "the loss has to be accepted in so many words"));
+                return Err(CommandError::new(
+                    CommandErrorKind::Invalid,
+                    "the loss has to be accepted in so many words",
+                ));
             }
-            let cluster_id: ClusterId = cluster_id
-                .parse()
-                .map_err(|_| CommandError::new(CommandErrorKind::Invalid, "a cluster id has 32 hex digits"))?;
+            let cluster_id: ClusterId = cluster_id.parse().map_err(|_| {
+                CommandError::new(CommandErrorKind::Invalid, "a cluster id has 32 hex digits")
+            })?;
             let forced = stage.election.request(Request::ForcePrimary { cluster_id }).await;
             forced.map(|()| "this node leads".to_owned()).map_err(|e| refused(&e))
         }

@@ -12,7 +12,7 @@ fn walk(seed: u64, mutation: Option<Mutation>) -> Result<(usize, Seen), Violatio
     let nodes = 3 + (seed % 3) as usize;
     let minimum = (seed / 3 % 3) as u32;
     let mut world = World::new(seed, nodes, minimum, mutation);
-    if seed % 4 > 0 {
+    if !seed.is_multiple_of(4) {
         // Most begin with all nodes in sync.
         heal(&mut world).map_err(|what| format!("beginning: {what}"))?;
         world.seen = Seen::default();
@@ -207,4 +207,9 @@ fn a_walk_notices_acknowledgements_before_the_flush() {
 #[test]
 fn a_walk_notices_a_replica_that_follows_an_older_reign() {
     found_by_the_walk(Mutation::NoPromise, 400, &["I5", "I6", "I9", "I11"]);
+}
+
+#[test]
+fn a_walk_notices_that_an_unknown_outcome_is_taken_for_a_refusal() {
+    found_by_the_walk(Mutation::UnknownIsRefused, 100, &["I5", "I6"]);
 }

@@ -26,6 +26,8 @@ pub enum Mutation {
     AckBeforeFlush,
     /// A replica follows any reign.
     NoPromise,
+    /// A proposal without an answer is taken for one that was refused.
+    UnknownIsRefused,
 }
 
 /// What must never be.
@@ -542,6 +544,7 @@ impl World {
     pub fn propose(&mut self, node: usize, answer_is_lost: bool) -> Outcome {
         let Some(leader) = self.leader(node) else { return Ok(()) };
         let Some(proposal) = &leader.proposal else { return Ok(()) };
+        let refuses = self.mutation == Some(Mutation::UnknownIsRefused);
         let ours = self.record.primary == node && self.record.epoch == leader.epoch;
         if self.record.version == proposal.expected && ours {
             let (size, floor) = (proposal.in_sync.len(), self.record.minimum as usize + 1);
@@ -557,7 +560,10 @@ impl World {
             self.record.version += 1;
         }
         if answer_is_lost {
-            return Ok(());
+            let Some(leader) = self.leader_mut(node).filter(|_| refuses) else { return Ok(()) };
+            leader.proposal = None;
+            let in_sync = leader.recorded.clone();
+            return self.primary_event(node, PrimaryEvent::Decided { in_sync: &in_sync });
         }
         if !ours {
             self.leave(node);

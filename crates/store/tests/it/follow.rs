@@ -250,7 +250,7 @@ proptest! {
             drop(replica);
             replica = Replica::open(&files, Lsn::ZERO).unwrap();
         }
-        let end = replica.durable();
+        let end = replica.follower.reader().durable_end();
         let commit = replica.follower.committed();
         let (files, Promoted { mut store, marker_end, rolled_back }, mut writer) = replica.promote();
         prop_assert_eq!(store.applied(), end);
