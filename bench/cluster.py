@@ -97,10 +97,10 @@ KINDS = {KAHAWAI: Kahawai, QUORUM: RabbitMq}
 
 def three_ports():
     """The first of three ports in a row that nobody has now."""
-    while True:
-        first = cluster.free_port()
+    for first in (cluster.free_port() for _ in range(1000)):
         if all(is_free(first + more) for more in (1, 2)):
             return first
+    raise RuntimeError("no three ports in a row are free")
 
 
 def is_free(port):

@@ -16,7 +16,7 @@ FINISHED = "finished"
 
 def test_an_interrupted_synchronisation_resumes(long):
     seed = chosen_seed()
-    fill_bytes = 5120 * MIB if long else 200 * MIB
+    fill_bytes, patience = (5120 * MIB, 900) if long else (200 * MIB, 120)
     # Slow enough that a kill can meet it.
     slow = ["--sync-bandwidth", fill_bytes // 10]
     with temporary("bulk-sync", minimum_replicas=1, options=slow) as cluster:
@@ -30,7 +30,7 @@ def test_an_interrupted_synchronisation_resumes(long):
             if not newcomer.running():
                 newcomer.start(wait=False)
             there = lambda found, part=part: reached(found, newcomer, part)
-            progress = cluster.wait_for(there, 600, f"{part:.0%} of the files are there")
+            progress = cluster.wait_for(there, patience, f"{part:.0%} of the files are there")
             if progress == FINISHED:
                 break
             met += 1
@@ -48,7 +48,7 @@ def test_an_interrupted_synchronisation_resumes(long):
         assert met, "the synchronisation was over before it could be met: fill more"
         if not newcomer.running():
             newcomer.start(wait=False)
-        cluster.wait_in_sync(timeout=600)
+        cluster.wait_in_sync(timeout=patience)
         load.flow()
         load.stop()
         load.check(cluster.primary().address)

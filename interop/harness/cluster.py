@@ -38,15 +38,15 @@ LOOPBACK = "127.0.0.1"
 PORTS = range(18_000, 31_000)
 
 
-def free_port(host=LOOPBACK):
+def free_port():
     """A port that nobody listens on now, and that no outgoing connection takes."""
-    while True:
-        port = random.SystemRandom().choice(PORTS)
+    for port in random.SystemRandom().sample(PORTS, 1000):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
-                probe.bind((host, port))
+                probe.bind((LOOPBACK, port))
                 return port
+    raise RuntimeError("no port is free")
 
 
 def answers(address):
@@ -97,9 +97,8 @@ class Node(process.Process):
     def __init__(self, name, directory, *, host=LOOPBACK, zookeeper, path, minimum_replicas, session_ms, options, prefix=()):
         self.name = name
         self.directory = Path(directory)
-        self.stomp = (host, free_port(host))
-        self.kdbr = (host, free_port(host))
-        self.admin = (host, free_port(host))
+        # Elsewhere than on loopback it has its addresses for itself.
+        self.stomp, self.kdbr, self.admin = ((host, free_port()) for _ in range(3))
         self.log_path = self.directory.with_suffix(".log")
         self.paused = False
         #: Times and lines of what it printed since it was started.

@@ -107,6 +107,8 @@ pub(crate) struct Core {
     marker: Option<EpochMarker>,
     pub(crate) closed: VecDeque<ClosedBatch>,
     pub(crate) writer_idle: bool,
+    /// How many records the idle writer waits for; 0 and 1 are the same.
+    pub(crate) writer_wants: u64,
     spare: Vec<BytesMut>,
     /// Size of recent batches, to choose buffers by.
     usual_bytes: usize,
@@ -138,6 +140,7 @@ impl Core {
             marker: None,
             closed: VecDeque::new(),
             writer_idle: false,
+            writer_wants: 0,
             spare: Vec::new(),
             usual_bytes: 0,
             appended_bytes: 0,
@@ -151,8 +154,11 @@ impl Core {
         if self.records == 0 { self.closed_end } else { Lsn(self.start.lsn().0 + self.buffer.len() as u64) }
     }
 
-    pub(crate) fn has_work(&self) -> bool {
-        self.has_unwritten() || !matches!(self.state, State::Running)
+    /// What the idle writer waits for is there.
+    pub(crate) fn has_enough(&self) -> bool {
+        self.records >= self.writer_wants.max(1)
+            || !self.closed.is_empty()
+            || !matches!(self.state, State::Running)
     }
 
     /// Something that nobody has taken to write it.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kahawai_env::{File, Files, OpenMode};
@@ -89,7 +90,7 @@ impl Shared {
     /// Wakes the writer if it waits and there is something for it. Takes the guard, so that it wakes to a free lock.
     pub(crate) fn release(&self, mut core: MutexGuard<'_, Core>) {
         self.congested.store(core.closed.len() >= self.options.sealed_batches_max, Ordering::Relaxed);
-        let wake = core.writer_idle && core.has_work();
+        let wake = core.writer_idle && core.has_enough();
         core.writer_idle &= !wake;
         drop(core);
         if wake {
@@ -119,6 +120,22 @@ impl Shared {
             core = self.after_panic(self.work.wait(core));
             core.writer_idle = false;
         }
+    }
+
+    /// Waits until the open batch has so many records, or is closed, or for so long.
+    pub(crate) fn gather(&self, records: u64, at_most: Duration) {
+        let mut core = self.core();
+        core.writer_wants = records;
+        if !core.has_enough() {
+            core.writer_idle = true;
+            let waited = self.work.wait_timeout_while(core, at_most, |core| !core.has_enough());
+            core = match waited {
+                Ok((core, _)) => core,
+                Err(poisoned) => self.after_panic(Err(std::sync::PoisonError::new(poisoned.into_inner().0))),
+            };
+            core.writer_idle = false;
+        }
+        core.writer_wants = 0;
     }
 
     /// Nothing is confirmed any more.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kahawai_env::File;
@@ -143,7 +144,13 @@ impl Writer {
         Ok(self.shared.take_closed(true)?.map(|batch| self.seal(batch, commit)))
     }
 
-    /// The same without waiting.
+    /// Leaves the open batch open until it has `records` records, but no longer than `at_most`: worth it where so many senders
+    /// are known to be about to send that a flush for few of them would hold the others back.
+    pub fn gather(&self, records: u64, at_most: Duration) {
+        self.shared.gather(records, at_most);
+    }
+
+    /// [`Writer::next_batch`] without waiting.
     pub fn try_next(&mut self, commit: Lsn) -> Result<Option<SealedBatch>, JournalFailed> {
         Ok(self.shared.take_closed(false)?.map(|batch| self.seal(batch, commit)))
     }

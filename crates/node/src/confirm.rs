@@ -44,6 +44,11 @@ impl Commit {
         }
     }
 
+    /// How many connections wait for an answer.
+    pub fn crowd(&self) -> usize {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Wakes `outbox` once the position reaches `lsn`; `false` = it has already.
     pub fn wait(&self, lsn: Lsn, outbox: &Arc<Outbox>) -> bool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

@@ -27,6 +27,14 @@ const COLLECT_MS: u64 = 30_000;
 /// A checkpoint is due when a restart would replay this much.
 const CHECKPOINT_BYTES: u64 = 256 << 20;
 
+/// So many connections that wait for their answers are a crowd…
+const CROWD: usize = 8;
+/// …of which this part is waited for before the next flush: what they send comes as fast as answers go out, and each flush less
+/// leaves the processor to them…
+const CROWD_PART: usize = 4;
+/// …but no longer than this.
+const GATHER: Duration = Duration::from_micros(300);
+
 /// Starts a thread whose panic ends the node rather than leaving it half alive.
 #[allow(clippy::disallowed_methods)] // threads belong to node
 fn spawn(
@@ -77,12 +85,19 @@ pub fn journal(
     mut copies: impl Copies + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
     spawn("journal", shared, move |shared| {
+        let mut crowd = 0;
         loop {
+            if crowd >= CROWD {
+                writer.gather((crowd / CROWD_PART) as u64, GATHER);
+            }
             let written = match writer.next_batch(shared.commit.position()) {
                 Ok(None) => return,
                 Ok(Some(batch)) => {
                     copies.sealed(&batch);
-                    writer.write(batch)
+                    let written = writer.write(batch);
+                    // Before they are answered: these are about to send again.
+                    crowd = shared.commit.crowd();
+                    written
                 }
                 Err(error) => Err(error),
             };

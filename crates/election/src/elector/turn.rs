@@ -30,7 +30,10 @@ impl Elector {
         if !may_try {
             return None;
         }
-        Some(self.vacant_since?.saturating_add(self.delay(record)).max(self.held_back_until))
+        let turn = self.vacant_since?.saturating_add(self.delay(record));
+        // Who is chosen to go first does, although it may have stepped down for the others a moment ago.
+        let is_chosen = record.successor.as_ref() == Some(&self.settings.me.node);
+        Some(if is_chosen { turn } else { turn.max(self.held_back_until) })
     }
 
     fn delay(&self, record: &ClusterRecord) -> Millis {

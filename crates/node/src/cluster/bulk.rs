@@ -16,7 +16,7 @@ use kahawai_env::{Clock, Entropy, File, Files, OpenMode, OsEntropy, read_full_at
 use kahawai_journal::{Chain, INCOMING_DIRECTORY, JournalReader, SealedFile, verify_file};
 use kahawai_kdbr::{
     CHUNK_BYTES_MAX, Decoder, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse,
-    Frame, ManifestFile, Role, SyncId, SyncManifest, TransferStatus,
+    Frame, MANIFEST_FILES_MAX, ManifestFile, Role, SyncId, SyncManifest, TransferStatus,
 };
 use kahawai_replication::sync::{
     CHUNK_BYTES, FileIdentity, FileKey, Leases, Progress, Range, Resume, TokenBucket, Transfers,
@@ -108,20 +108,18 @@ impl BulkSource {
         let mut id = [0; 16];
         OsEntropy.fill(&mut id).map_err(|e| e.to_string())?;
         let sync_id = SyncId(u128::from_be_bytes(id));
-        let granted = self.lock().leases.grant(
-            sync_id,
-            replica.clone(),
-            BTreeSet::new(),
-            0,
-            self.now(),
-            LEASE_MS.into(),
-        );
-        granted.map_err(|e| e.to_string())?;
+        // Everything, until it is known which files there are.
+        self.grant(sync_id, replica, BTreeSet::new(), 0)?;
         let commit = reign.commit();
         let reader = reign.reader();
         let sealed = spawn_blocking(move || reader.sealed_files(commit)).await.map_err(|e| e.to_string())?;
         let sealed = sealed.map_err(|e| crate::chain(&e))?;
         let files: Vec<ManifestFile> = sealed.iter().map(described).collect();
+        if files.len() > MANIFEST_FILES_MAX {
+            let text = format!("{} data files, {MANIFEST_FILES_MAX} at most can be announced", files.len());
+            return Err(format!("{text}; let the journal have larger ones (--journal-file-bytes)"));
+        }
+        self.grant(sync_id, replica, sealed.iter().map(|file| file.id).collect(), commit.file())?;
         let total_bytes = files.iter().map(|file| file.length).sum();
         info!(%replica, files = files.len(), bytes = total_bytes, "replica synchronises");
         let told = Told { total_bytes, ..Told::default() };
@@ -136,6 +134,19 @@ impl BulkSource {
             lease_ms: LEASE_MS,
             sessions_max: self.options.sessions,
         })
+    }
+
+    fn grant(
+        &self,
+        sync_id: SyncId,
+        replica: &ReplicaId,
+        files: BTreeSet<u32>,
+        stream_file: u32,
+    ) -> Result<(), String> {
+        let now = self.now();
+        let granted =
+            self.lock().leases.grant(sync_id, replica.clone(), files, stream_file, now, LEASE_MS.into());
+        granted.map_err(|e| e.to_string())
     }
 
     /// A replica is still at it.

@@ -14,7 +14,7 @@ use kahawai_replication::{
     ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SourceEffect, SourceEvent, SourceOptions,
     SourceSession, Vitals,
 };
-use kahawai_types::{Lsn, ReplicaId};
+use kahawai_types::{Lsn, NodeId, ReplicaId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
@@ -50,9 +50,20 @@ pub(crate) struct Feeding {
     pub(crate) bulk: Arc<BulkSource>,
     pub(crate) has_imported_files: bool,
     pub(crate) heard: Mutex<std::collections::BTreeMap<ReplicaId, Heard>>,
+    /// Taken out by an operator: not taken back before `add`.
+    pub(crate) removed: Arc<Mutex<std::collections::BTreeSet<NodeId>>>,
+}
+
+fn removed(node: &NodeId) -> ErrorFrame {
+    let text = format!("{node} was removed from the cluster; `kahawai cluster add {node}` lets it in again");
+    ErrorFrame::new(ErrorCode::NotMember, text)
 }
 
 impl Feeding {
+    fn is_removed(&self, node: &NodeId) -> bool {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner).contains(node)
+    }
+
     /// What replicas said last.
     pub(crate) fn heard(&self) -> MutexGuard<'_, std::collections::BTreeMap<ReplicaId, Heard>> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
@@ -73,6 +84,10 @@ pub(crate) async fn serve(connected: Connected, feeding: Arc<Feeding>) {
     if let Err(refusal) = reign.may_connect(&peer.replica, peer.boot) {
         warn!(replica = %peer.replica, %refusal, "replica refused");
         return writer.refuse(ErrorFrame::from(&refusal)).await;
+    }
+    if feeding.is_removed(&peer.replica.node) {
+        warn!(replica = %peer.replica, "replica refused: it was removed from the cluster");
+        return writer.refuse(removed(&peer.replica.node)).await;
     }
     let log = match log(&feeding).await {
         Ok(log) => log,
@@ -114,11 +129,16 @@ async fn log(feeding: &Feeding) -> Result<PrimaryLog, String> {
     let read = spawn_blocking(move || -> Result<_, ReadError> {
         let contiguous_from = contiguous(&files, sealed.end.file());
         let first = kahawai_types::Location::new(contiguous_from, 0).lsn();
-        let chain_before = reader.chain_at(first)?.map_or(0, |chain| chain.0);
-        Ok((reader.epochs()?, contiguous_from, chain_before))
+        Ok((reader.epochs()?, contiguous_from, reader.chain_at(first)?))
     });
-    let (epochs, contiguous_from, chain_before) =
+    let (epochs, contiguous_from, chain) =
         read.await.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))?;
+    let chain_before = match (chain, sealed.marker) {
+        (Some(chain), _) => chain.0,
+        // Our marker begins the file, and is not flushed yet.
+        (None, Some((start, chain))) if start.file() == contiguous_from && start.offset() == 0 => chain,
+        (None, _) => return Err(format!("the chain before data file {contiguous_from} is not known")),
+    };
     let mut starts: Vec<EpochStart> = epochs
         .into_iter()
         .filter(|start| start.epoch < reign.epoch && start.epoch.0 > 0)
@@ -195,7 +215,10 @@ impl Hearing {
                     reason: "this node no longer leads".into(),
                     reconnect_after_ms: Some(100),
                 },
-                _ = tick.tick() => SourceEvent::Tick(self.vitals()),
+                _ = tick.tick() => match self.feeding.is_removed(&self.peer.replica.node) {
+                    false => SourceEvent::Tick(self.vitals()),
+                    true => SourceEvent::Refuse(removed(&self.peer.replica.node)),
+                },
             };
             if self.step(event, session, &answer) {
                 break;
@@ -419,42 +442,47 @@ async fn feed(
 struct FromFiles {
     batches: Batches,
     ahead: Option<kahawai_journal::BatchView>,
-    chain: u64,
+    /// Before the next batch, where it does not say so itself.
+    chain: Option<u64>,
 }
 
 type Piece = (Lsn, u64, Lsn, Bytes);
 
 impl FromFiles {
     fn new(reader: &JournalReader, at: Lsn) -> Self {
-        let chain = reader.chain_at(at).ok().flatten().map_or(0, |chain| chain.0);
+        let chain = reader.chain_at(at).ok().flatten().map(|chain| chain.0);
         Self { batches: reader.batches(at), ahead: None, chain }
     }
 
     /// Whole batches that follow each other in one file.
     fn next(mut self) -> (Result<Option<Piece>, String>, Self) {
-        let piece = self.piece().map_err(|problem| crate::chain(&problem));
+        let piece = self.piece();
         (piece, self)
     }
 
-    fn piece(&mut self) -> Result<Option<Piece>, ReadError> {
-        let Some(first) =
-            self.ahead.take().map_or_else(|| self.batches.next().transpose(), |b| Ok(Some(b)))?
-        else {
-            return Ok(None);
-        };
+    fn batch(&mut self) -> Result<Option<kahawai_journal::BatchView>, String> {
+        match self.ahead.take() {
+            Some(batch) => Ok(Some(batch)),
+            None => self.batches.next().transpose().map_err(|problem: ReadError| crate::chain(&problem)),
+        }
+    }
+
+    fn piece(&mut self) -> Result<Option<Piece>, String> {
+        let Some(first) = self.batch()? else { return Ok(None) };
         let start = first.lsn;
-        let prev_chain = first.stamp.as_ref().map_or(self.chain, |stamp| stamp.prev_chain.0);
+        let prev_chain = first.stamp.as_ref().map(|stamp| stamp.prev_chain.0).or(self.chain);
+        let prev_chain = prev_chain.ok_or_else(|| format!("the chain before {start} is not known"))?;
         let mut end = first.end();
-        self.chain = first.chain.map_or(0, |chain| chain.0);
+        self.chain = first.chain.map(|chain| chain.0);
         let mut body = BytesMut::from(&first.bytes[..]);
         while (body.len() as u64) < UPDATE_BYTES_MAX {
-            let Some(next) = self.batches.next().transpose()? else { break };
+            let Some(next) = self.batch()? else { break };
             if next.lsn != end {
                 self.ahead = Some(next);
                 break;
             }
             end = next.end();
-            self.chain = next.chain.map_or(0, |chain| chain.0);
+            self.chain = next.chain.map(|chain| chain.0);
             body.extend_from_slice(&next.bytes);
         }
         Ok(Some((start, prev_chain, end, body.freeze())))

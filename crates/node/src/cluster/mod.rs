@@ -124,6 +124,8 @@ struct Stage {
     suspended: Mutex<Option<(i64, String)>>,
     changes: Mutex<Vec<(i64, Epoch, &'static str, String)>>,
     commands: mpsc::UnboundedSender<Command>,
+    /// Nodes that an operator has taken out while this process ran.
+    removed: Arc<Mutex<BTreeSet<NodeId>>>,
 }
 
 /// What operators ask of the task that runs the node.
@@ -280,6 +282,7 @@ impl ClusterNode {
             suspended: Mutex::default(),
             changes: Mutex::default(),
             commands: command,
+            removed: Arc::default(),
         });
         let running = Running {
             node_id: options.node_id,
@@ -738,6 +741,7 @@ impl Run {
             bulk: Arc::clone(&stage.bulk),
             has_imported_files: false,
             heard: Mutex::default(),
+            removed: Arc::clone(&stage.removed),
         });
         stage.is(Present::Leading {
             reign: Arc::clone(&reign),
@@ -846,15 +850,10 @@ impl Lead<'_> {
         self.reign.step(PrimaryEvent::Minimum(record.minimum_replicas));
     }
 
-    /// Members whose process is not present need not be waited for.
+    /// The predecessor is dead, or closes its store now: the beginning of the epoch does not wait for it. If it lives it is back in
+    /// a moment, and joins again.
     fn bury(&mut self) {
-        let view = self.run.stage.election.view();
-        if !view.connected || view.present.is_empty() {
-            return;
-        }
-        let Some(predecessor) = self.predecessor.take() else { return };
-        let is_there = view.present.iter().any(|other| other.boot == predecessor.boot);
-        if !is_there {
+        if let Some(predecessor) = self.predecessor.take() {
             self.reign.step(PrimaryEvent::Gone { replica: &predecessor.replica() });
         }
     }

@@ -1,5 +1,6 @@
 //! What the admin API shows and commands.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,7 +13,7 @@ use kahawai_admin_api::{
 use kahawai_election::{ClusterRecord, PrimaryRef, Refusal, Request};
 use kahawai_journal::{DataFile, JournalStats};
 use kahawai_store::state::State;
-use kahawai_types::{ClusterId, NodeId};
+use kahawai_types::{ClusterId, NodeId, ReplicaId};
 use tokio::sync::oneshot;
 
 use super::bulk::SinkProgress;
@@ -378,21 +379,10 @@ async fn carry_out(stage: &Stage, command: ClusterCommand) -> Result<String, Com
             let set = stage.election.request(Request::SetMinimum(replicas)).await;
             set.map(|()| format!("a confirmation takes {replicas} replicas now")).map_err(|e| refused(&e))
         }
-        ClusterCommand::Remove { node, .. } => {
-            let node = NodeId(node);
-            let Some(record) = stage.election.view().record else {
-                return Err(refused(&Refusal::NoRecord));
-            };
-            if let Some(replica) = record.in_sync.iter().find(|replica| replica.node == node) {
-                let smaller = record.in_sync.iter().filter(|other| *other != replica).cloned().collect();
-                stage.election.request(Request::InSync(smaller)).await.map_err(|e| refused(&e))?;
-            }
-            let removed = stage.election.request(Request::RemoveMember(node.clone())).await;
-            removed.map(|()| format!("{node} is no longer a member")).map_err(|e| refused(&e))
-        }
+        ClusterCommand::Remove { node, store } => remove(stage, NodeId(node), store).await,
         ClusterCommand::Add { node, .. } => {
-            let text = format!("{node} joins by itself when it is started with this cluster's address");
-            Ok(text)
+            unpoisoned(&stage.removed).remove(&NodeId(node.clone()));
+            Ok(format!("{node} may join; it does so by itself when it runs with this cluster's address"))
         }
         ClusterCommand::ForcePrimary { cluster_id, accept_data_loss } => {
             if !accept_data_loss {
@@ -408,6 +398,32 @@ async fn carry_out(stage: &Stage, command: ClusterCommand) -> Result<String, Com
             forced.map(|()| "this node leads".to_owned()).map_err(|e| refused(&e))
         }
     }
+}
+
+async fn remove(stage: &Stage, node: NodeId, store: Option<String>) -> Result<String, CommandError> {
+    let Some(record) = stage.election.view().record else {
+        return Err(refused(&Refusal::NoRecord));
+    };
+    let is_meant = |replica: &ReplicaId| {
+        replica.node == node && store.as_ref().is_none_or(|store| replica.store.to_string() == *store)
+    };
+    if node == stage.me().node {
+        return Err(CommandError::new(CommandErrorKind::Invalid, "this node leads")
+            .advise("let another node lead first: kahawai cluster step-down"));
+    }
+    let smaller: BTreeSet<ReplicaId> = record.in_sync.iter().filter(|one| !is_meant(one)).cloned().collect();
+    if smaller.len() < record.in_sync.len() {
+        stage.election.request(Request::InSync(smaller.clone())).await.map_err(|e| refused(&e))?;
+    }
+    if smaller.iter().any(|replica| replica.node == node) {
+        // Another disk of the same node stays.
+        return Ok(format!("that copy of {node} is no longer waited for"));
+    }
+    if store.is_none() {
+        unpoisoned(&stage.removed).insert(node.clone());
+    }
+    let removed = stage.election.request(Request::RemoveMember(node.clone())).await;
+    removed.map(|()| format!("{node} is no longer a member")).map_err(|e| refused(&e))
 }
 
 async fn hand_over(stage: &Stage, successor: Option<NodeId>) -> Result<String, CommandError> {
