@@ -84,7 +84,7 @@ def trouble():
         assert cluster.primary() is primary and primary.status()["epoch"] == epoch, "strangers moved the primary"
         load.flow()
         load.stop()
-        load.check(primary.address)
+        load.check(primary)
         cluster.stop_alike()
 
 

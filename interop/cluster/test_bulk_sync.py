@@ -51,7 +51,7 @@ def test_an_interrupted_synchronisation_resumes(long):
         cluster.wait_in_sync(timeout=patience)
         load.flow()
         load.stop()
-        load.check(cluster.primary().address)
+        load.check(cluster.primary())
         cluster.stop_alike()
         assert not list((newcomer.directory / "replication" / "incoming").glob("*.log")), "files that were installed lie there twice"
         figure(f"bulk sync: {met} interruptions; {load.summary()}")
@@ -78,7 +78,7 @@ def test_a_replica_that_was_away_fetches_only_what_it_lacks():
 
             cluster.wait_for(back, 60, f"{replica.name} back in the set")
         load.stop()
-        load.check(cluster.primary().address)
+        load.check(cluster.primary())
         cluster.stop_alike()
 
 

@@ -107,7 +107,7 @@ def test_a_load_survives_the_kills_of_a_node_and_counts(tmp_path):
                 outages.append(load.outage(killed, 20))
             load.flow()
             load.stop()
-            load.check(address)
+            load.check(broker)
     finally:
         load.stopping.set()
         broker.close()
@@ -136,7 +136,7 @@ def test_a_load_notices_that_a_directory_was_set_back(tmp_path):
         broker.close()
         broker.start()
         with pytest.raises(Violation, match="CONFIRMED MESSAGES ARE LOST"):
-            load.check(address)
+            load.check(broker)
     finally:
         load.stopping.set()
         broker.close()

@@ -54,7 +54,7 @@ def test_a_primary_that_comes_back_before_its_session_is_over_begins_a_new_epoch
             assert cluster.primary().status()["epoch"] > epoch
         cluster.wait_in_sync()
         load.stop()
-        load.check(cluster.primary().address)
+        load.check(cluster.primary())
         cluster.stop_alike()
         figure(f"kill9 primary, started again at once: kill to the next confirmed send: {failover.distribution(outages)}")
 
@@ -64,7 +64,7 @@ def everything_is_there(cluster, load):
     cluster.wait_in_sync()
     full = cluster.stop_alike()
     cluster.start()
-    load.check(cluster.primary().address)
+    load.check(cluster.primary())
     empty = cluster.stop_alike()
     assert left_over(full, load.destinations), "the consumers had left nothing to compare"
     assert not left_over(empty, load.destinations), "what was not delivered is not lost, but should have been delivered"

@@ -159,6 +159,6 @@ def test_with_no_replicas_demanded_who_was_left_behind_waits_for_who_went_on():
             time.sleep(0.1)
         alone.start()
         cluster.wait_in_sync()
-        load.check(cluster.primary().address)
+        load.check(cluster.primary())
         cluster.stop_alike()
         print(load.summary())

@@ -43,6 +43,6 @@ def test_confirmed_data_leads_whoever_boots_last(order, long):
                 time.sleep(source.choice([0.2, 1.0, cluster.session_ms / 1000 + 2]))
                 assert role != "stale" or not stale.serves(), "the node without the newest confirmed data serves"
         cluster.wait_in_sync()
-        load.check(cluster.primary().address)
+        load.check(cluster.primary())
         cluster.stop_alike()
         figure(f"power loss, started in order {' '.join(order)}: {load.summary()}")

@@ -72,11 +72,33 @@ def test_the_old_primary_says_nothing_more(long):
                 client.subscribe("/queue/late", id="late")
                 client.silence(1)
                 client.disconnect()
-            load.check(new.address)
+            load.check(new)
             cluster.stop_alike()
             cluster.start()
         figure(f"sigstop primary: {load.summary()}")
         figure(f"sigstop primary: SIGSTOP to the next confirmed send: {failover.distribution(outages)}")
+
+
+def test_clients_that_left_while_nothing_was_confirmed_are_forgotten():
+    """A replica of the set stands still, for less than would cost it its place: clients lose patience, and come again."""
+    seed = chosen_seed()
+    with temporary("sigstop-replica", minimum_replicas=1) as cluster:
+        cluster.start()
+        load = failover.Load(cluster.addresses, seed=seed)
+        load.start()
+        for _ in range(3):
+            load.flow()
+            replica = cluster.replicas()[0]
+            replica.pause()
+            time.sleep(failover.SILENCE_SECONDS + 0.6)
+            replica.resume()
+            load.flow()
+        load.stop()
+        primary = cluster.primary()
+        gone = lambda found: (broker := found[primary.name]["broker"])["connections"] == 0 and broker["consumers"] == 0
+        cluster.wait_for(gone, 10, "no connection and no consumer left: all clients are gone")
+        load.check(primary)
+        cluster.stop_alike()
 
 
 def test_a_long_tail_that_nobody_confirmed_does_not_win():

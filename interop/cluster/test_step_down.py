@@ -16,7 +16,7 @@ def test_step_down_and_promote(long):
             away.append(moved(cluster, load, None))
             to.append(moved(cluster, load, cluster.replicas()[-1].name))
         load.stop()
-        load.check(cluster.primary().address)
+        load.check(cluster.primary())
         cluster.stop_alike()
         print(load.summary())
         figure(f"step down: step-down to the next confirmed send: {failover.distribution(away)}")
@@ -56,4 +56,4 @@ def test_an_impossible_promotion_changes_nothing():
         load.flow()
         assert cluster.primary() is primary and primary.status()["epoch"] == epoch
         load.stop()
-        load.check(primary.address)
+        load.check(primary)

@@ -87,6 +87,6 @@ def finish(cluster, load):
     cluster.wait_in_sync()
     load.flow()
     load.stop()
-    load.check(cluster.primary().address)
+    load.check(cluster.primary())
     cluster.stop_alike()
     print(load.summary())

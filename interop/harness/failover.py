@@ -350,9 +350,20 @@ class Load:
                 raise Violation("a client hangs")
         self.healthy()
 
-    def check(self, address):
+    def check(self, broker):
         """Takes everything out, and compares; the load must be stopped."""
-        self.compare([one for destination in self.destinations for one in drain(address, destination)])
+        found = [one for destination in self.destinations for one in drain(broker.address, destination)]
+        # Before anything is called lost: what is there, and was not delivered although nobody else wanted it, is another fault.
+        if left := self.undelivered(broker):
+            raise Violation(f"after {DRAINED_SECONDS} s of silence there are messages that were not delivered: {left}")
+        self.compare(found)
+
+    def undelivered(self, broker):
+        """What a node's status says of our destinations that are not empty."""
+        status = broker.status() if hasattr(broker, "status") else None
+        names = {destination.split("/", 2)[2] for destination in self.destinations}
+        listed = (status or {}).get("destinations", [])
+        return [entry for entry in listed if entry["name"] in names and entry["messages"]]
 
     def compare(self, found):
         """Everything that is left, in order, against the books."""
