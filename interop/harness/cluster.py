@@ -423,15 +423,20 @@ def digest(directory, number, used):
 
 
 def compare(directories):
-    """Journals must be identical byte for byte, and indexes say the same; returns what the index says."""
-    journals = [journal(directory) for directory in directories]
-    for directory, other in zip(directories[1:], journals[1:], strict=True):
-        if other != journals[0]:
-            raise Violation(f"journals differ:\n{directories[0]}: {journals[0]}\n{directory}: {other}")
-    for number, used in journals[0].items():
-        digests = {str(directory): digest(directory, number, used) for directory in directories}
+    """Journals must be identical byte for byte, and indexes say the same; returns what the index says.
+
+    Which files go is decided for all, and each node deletes them in its own time: one may have a file that another one has no more.
+    """
+    journals = {str(directory): journal(directory) for directory in directories}
+    if len({max(files.items(), default=None) for files in journals.values()}) > 1:
+        raise Violation(f"journals end at different places: {journals}")
+    for number in sorted(set().union(*journals.values())):
+        used = {directory: files[number] for directory, files in journals.items() if number in files}
+        if len(set(used.values())) > 1:
+            raise Violation(f"the last batch of db-{number}.log ends at different places: {used}")
+        digests = {directory: digest(directory, number, used[directory]) for directory in used}
         if len(set(digests.values())) > 1:
-            raise Violation(f"db-{number}.log differs in its first {used} bytes: {digests}")
+            raise Violation(f"db-{number}.log differs in its first {max(used.values())} bytes: {digests}")
     contents = [recovered.inspect(directory) for directory in directories]
     for directory, content in zip(directories[1:], contents[1:], strict=True):
         if content != contents[0]:

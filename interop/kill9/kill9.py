@@ -236,7 +236,7 @@ class Trial:
         if self.broker.stop() != 0:
             raise Violation(f"no clean stop\n{self.broker.errors()}")
         # Before anything is called lost: what was not delivered although nobody else wanted it is another fault.
-        left = {entry["name"]: entry["count"] for entry in recovered.inspect(self.directory)["destinations"] if entry["count"]}
+        left = {entry["destination"]: entry["count"] for entry in recovered.inspect(self.directory)["destinations"] if entry["count"]}
         if left:
             raise Violation(f"after {SILENCE_SECONDS} s of silence there are messages that were not delivered: {left}")
         for producer in self.producers:

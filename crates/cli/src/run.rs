@@ -71,12 +71,21 @@ pub struct RunArgs {
     /// Take part in the cluster that ZooKeeper keeps there, `zk://host:port,.../path`.
     #[arg(long, value_name = "URL")]
     cluster: Option<String>,
+    /// ZooKeeper user that owns the cluster's nodes there; with --zookeeper-password-file.
+    #[arg(long, value_name = "NAME", requires = "zookeeper_password_file")]
+    zookeeper_user: Option<String>,
+    /// File with that user's password.
+    #[arg(long, value_name = "FILE", requires = "zookeeper_user")]
+    zookeeper_password_file: Option<PathBuf>,
     /// This node's name in the cluster; stable, it belongs to the data directory.
     #[arg(long, value_name = "NAME")]
     node_id: Option<String>,
     /// Where the other nodes reach this one, `host:port`.
     #[arg(long, value_name = "ADDR")]
     kdbr: Option<String>,
+    /// Where to listen for them, if that is another address, `0.0.0.0:61701` for example. [default: as --kdbr]
+    #[arg(long, value_name = "ADDR", requires = "kdbr")]
+    kdbr_bind: Option<String>,
     /// Copies besides the primary's own without which nothing persistent is confirmed. Seeds a new cluster; `kahawai cluster
     /// set-minimum-replicas` changes it. [default: 1]
     #[arg(long, value_name = "N")]
@@ -224,10 +233,12 @@ fn cluster_options(args: &RunArgs, cluster: &ClusterSettings) -> Result<ClusterO
     };
     let session_timeout_ms =
         args.session_timeout.unwrap_or(u32::try_from(zookeeper.session_timeout_ms).unwrap_or(u32::MAX));
-    let credentials = (!zookeeper.userid.is_empty()).then(|| Credentials {
-        user: zookeeper.userid.clone(),
-        password: zookeeper.password.expose().to_owned(),
-    });
+    let (user, password) = match (&args.zookeeper_user, &args.zookeeper_password_file) {
+        (Some(user), Some(path)) => (user.clone(), token(path)?),
+        _ => (zookeeper.userid.clone(), zookeeper.password.expose().to_owned()),
+    };
+    // Without a password a name protects nothing.
+    let credentials = (!password.is_empty()).then_some(Credentials { user, password });
     let node = cluster.node_id.clone();
     let provider = Box::new(move |boot| {
         let clock = Arc::new(|| i64::try_from(SystemClock.boot_ms()).unwrap_or(i64::MAX));
@@ -236,12 +247,12 @@ fn cluster_options(args: &RunArgs, cluster: &ClusterSettings) -> Result<ClusterO
         let provider = ZookeeperProvider::open(options).map_err(|e| e.to_string())?;
         Ok(Arc::new(provider) as Arc<dyn Provider>)
     });
-    let is_same = cluster.listen == cluster.address;
+    let is_same = cluster.listen == cluster.address && args.kdbr_bind.is_none();
     Ok(ClusterOptions {
         node_id: cluster.node_id.clone(),
         provider,
         provider_name: "zookeeper".into(),
-        listen: cluster.listen.to_string(),
+        listen: args.kdbr_bind.clone().unwrap_or_else(|| cluster.listen.to_string()),
         address: (!is_same || cluster.address.port != 0).then(|| format!("kdbr://{}", cluster.address)),
         minimum_replicas: cluster.minimum_replicas,
         priority: args.priority.unwrap_or(i32::try_from(cluster.priority).unwrap_or(i32::MAX)),

@@ -60,7 +60,7 @@ impl fmt::Display for Status {
             Self::Creating => f.write_str("making the cluster record"),
             Self::StateLost(why) => write!(
                 f,
-                "ELECTION_STATE_LOST: {why}; restore the record before anything else (cluster restore-record)"
+                "ELECTION_STATE_LOST: {why}; restore the record before anything else, as docs/operations.md describes"
             ),
             Self::Refused(why) => write!(f, "the cluster record is not for this node: {why}"),
             Self::Following { primary, epoch } => write!(f, "{primary} leads in epoch {epoch}"),

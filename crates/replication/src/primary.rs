@@ -137,7 +137,7 @@ impl fmt::Display for Departure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Corrupt => "has lost what it had flushed",
-            Self::Gone => "its process is dead",
+            Self::Gone => "led before, and is dead or not back yet",
             Self::Orderly => "has left",
             Self::NotAttached => "did not attach after the takeover",
             Self::Disconnected => "is disconnected",

@@ -86,8 +86,8 @@ pub enum IdentityError {
     },
     /// The directory belongs to another node.
     #[error(
-        "{path}: this directory belongs to node '{found}', not to '{configured}'; correct the node's name or the directory. \
-         For a new node on a copy of these files, remove {path} first: the copy is then another store"
+        "{path}: this directory belongs to node '{found}', not to '{configured}'; correct the node's name, or \
+         give it a directory of its own; a new node starts with an empty one and fetches everything itself"
     )]
     AnotherNode {
         /// Which file.

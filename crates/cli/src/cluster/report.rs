@@ -58,7 +58,10 @@ pub fn cluster(status: &Status) -> String {
     let mut lines = Lines::default();
     lines.put("asked", what_it_is(status));
     if status.cluster_id.is_none() {
-        lines.put("cluster", "none: this node runs alone".to_owned());
+        let alone = matches!(status.role, Role::Single);
+        let what =
+            if alone { "none: this node runs alone" } else { "none yet: this node has not joined one" };
+        lines.put("cluster", what.to_owned());
     }
     cluster_lines(&mut lines, status);
     lines.put("journal", positions(status));
@@ -324,7 +327,7 @@ fn problems(status: &Status) -> String {
             };
             all.push((
                 format!("replica {} is not connected{for_how_long}", replica.node),
-                "start it; if it is gone for good: kahawai cluster remove NODE",
+                "start it; if it is gone for good: kahawai cluster remove NODE, with --store STORE where only a disk is gone",
             ));
         }
         let progress = replica.synchronisation.as_ref();

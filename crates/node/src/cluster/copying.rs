@@ -68,7 +68,7 @@ impl Copying {
     fn trouble(&self, address: &str, problem: &str) {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if trouble.as_deref() != Some(problem) {
-            warn!(primary = address, problem, "no session with the primary; trying again");
+            info!(primary = address, problem, "no session with the primary; trying again");
             *trouble = Some(problem.to_owned());
         }
         self.state(&format!("no session with the primary: {problem}"));

@@ -276,7 +276,10 @@ impl Driver {
             }
             Effect::Follow { primary, .. } => self.decide(Decision::Follow { primary }),
             Effect::StepDown(reason) => {
-                warn!(%reason, "no longer the primary");
+                match reason {
+                    StepDownReason::Asked => info!(%reason, "no longer the primary"),
+                    _ => warn!(%reason, "no longer the primary"),
+                }
                 self.decide(Decision::StepDown(reason));
             }
             Effect::Changed(record) => {

@@ -114,7 +114,8 @@ pub(crate) fn work(core: &Core, status: &mut Status) {
 fn waiting_for(status: &kahawai_election::Status) -> Option<String> {
     let kahawai_election::Status::AwaitingInSync(replicas) = status else { return None };
     let names: Vec<String> = replicas.iter().map(|replica| replica.node.to_string()).collect();
-    Some(format!("{}, who have everything confirmed", names.join(" or ")))
+    let have = if names.len() == 1 { "has" } else { "have" };
+    Some(format!("{}, who {have} everything confirmed", names.join(" or ")))
 }
 
 fn primary(primary: &PrimaryRef) -> PrimaryStatus {
@@ -284,7 +285,8 @@ impl NodeControl {
                         since_ms: replica.since + offset,
                         durable: replica.durable,
                         applied: replica.applied,
-                        lag_bytes: replica.lag_bytes,
+                        // Of who was not here in this epoch nothing is known.
+                        lag_bytes: if replica.connected.is_some() { replica.lag_bytes } else { 0 },
                         lag_seconds: last
                             .and_then(|last| last.lag.as_ref())
                             .map_or(0.0, |lag| lag.behind_ms as f64 / 1000.0),
