@@ -235,10 +235,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         if timer.poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        // Room was made: there may be deliveries or input that waited for it.
+        // Room was made: there may be deliveries or input that waited for it, or nothing is left to wait for.
         if wrote
             && self.out.len() < OUT_BYTES_MAX
-            && (!self.deliveries.is_empty() || self.unread || self.closing || self.goodbye == Goodbye::Asked)
+            && (!self.deliveries.is_empty()
+                || self.unread
+                || self.closing
+                || self.end_of_input
+                || self.goodbye == Goodbye::Asked)
         {
             return Poll::Ready(Ok(()));
         }
@@ -609,14 +613,45 @@ mod tests {
         }
     }
 
-    async fn a_quiet_hour() {
+    /// The writer has to be kept: a journal without one has failed.
+    fn core() -> (Arc<Shared>, kahawai_journal::Writer) {
         let clock: Arc<dyn Clock> = Arc::new(TokioClock(tokio::time::Instant::now()));
         let files: Arc<dyn Files> = Arc::new(MemoryFiles::new());
         let opened =
             kahawai_store::open(&files, &OsEntropy, &OpenOptions::default()).expect("an empty store");
         let broker = Broker::new(kahawai_broker::Options::default());
-        let commit = opened.store.appended_end();
-        let (shared, _errands) = Shared::new(broker, opened.store, commit, files, clock);
+        // Nobody writes: nothing is confirmed but what the test says.
+        (Shared::new(broker, opened.store, Lsn::ZERO, files, clock).0, opened.writer)
+    }
+
+    #[tokio::test]
+    async fn who_left_before_its_answers_came_is_let_go_when_they_have() {
+        let (shared, _writer) = core();
+        let (mut client, server) = tokio::io::duplex(4096);
+        let options = ConnectionOptions::new("ID:test".to_owned());
+        let served = tokio::spawn(serve(server, "test".into(), options, Arc::clone(&shared)));
+        client.write_all(b"CONNECT\naccept-version:1.2\nhost:x\n\n\0").await.expect("taken");
+        let send = b"SEND\ndestination:/queue/q\npersistent:true\nreceipt:1\n\nbody\0";
+        client.write_all(send).await.expect("taken");
+        client.shutdown().await.expect("it has said all");
+        while shared.commit.crowd() == 0 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..100 {
+            // It has also seen the end of the input.
+            tokio::task::yield_now().await;
+        }
+        assert!(!served.is_finished(), "it is owed a receipt");
+        let end = shared.with(|core| core.store.appended_end());
+        shared.confirm(end);
+        served.await.expect("the connection ends");
+        let mut answers = Vec::new();
+        client.read_to_end(&mut answers).await.expect("the receipt");
+        assert!(answers.windows(12).any(|part| part == b"receipt-id:1"), "{answers:?}");
+    }
+
+    async fn a_quiet_hour() {
+        let (shared, _writer) = core();
         let (mut client, server) = tokio::io::duplex(4096);
         let options = ConnectionOptions::new("ID:test".to_owned());
         let served = tokio::spawn(serve(server, "test".into(), options, shared));

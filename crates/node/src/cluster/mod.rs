@@ -185,8 +185,35 @@ pub struct ClusterNode {
     commands: mpsc::UnboundedReceiver<Command>,
     kdbr: TcpListener,
     options: Running,
+    runtime: ElectionRuntime,
     /// The `kdbr` address that it listens on.
     pub listening: SocketAddr,
+}
+
+/// A thread of its own for the election service: connection tasks that wait for the core's lock, all of them at once, must not
+/// keep the grant from being renewed.
+struct ElectionRuntime(Option<tokio::runtime::Runtime>);
+
+impl ElectionRuntime {
+    fn start() -> std::io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).thread_name("kahawai-election").enable_all().build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        // Taken by the drop alone.
+        self.0.as_ref().map_or_else(tokio::runtime::Handle::current, |runtime| runtime.handle().clone())
+    }
+}
+
+impl Drop for ElectionRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Waiting for its tasks is not allowed here, and nothing is left for them to do.
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// What is left of the options when it runs.
@@ -229,6 +256,9 @@ impl ClusterNode {
         node.store.node_id = options.node_id.clone();
         let identity = Identity::open_as(&directory.files, &OsEntropy, &options.node_id)
             .map_err(kahawai_store::OpenError::from)?;
+        let runtime = ElectionRuntime::start().map_err(NodeError::Thread)?;
+        let handle = runtime.handle();
+        let inside = handle.enter();
         let provider = (options.provider)(identity.boot_id).map_err(NodeError::Election)?;
         let timing = Timing { file_bytes_max: node.store.journal.file_bytes_max, ..Timing::default() };
         let saved = kahawai_store::load_record(&directory.files).map_err(kahawai_store::OpenError::from)?;
@@ -263,6 +293,7 @@ impl ClusterNode {
             kahawai_store::save_record(&files, &bytes).map_err(|e| crate::chain(&e))
         });
         let (election, decisions) = electing::start(provider, elector, save, Arc::clone(&clock));
+        drop(inside);
         let bulk = BulkSource::new(
             BulkOptions { sessions: options.transfer_sessions, bytes_per_s: options.sync_bytes_per_s },
             Arc::clone(&clock),
@@ -291,7 +322,7 @@ impl ClusterNode {
             timing,
             said: Box::new(said),
         };
-        Ok(Self { stage, directory, decisions, commands, kdbr, options: running, listening })
+        Ok(Self { stage, directory, decisions, commands, kdbr, options: running, runtime, listening })
     }
 
     /// For the admin API.
@@ -304,7 +335,7 @@ impl ClusterNode {
     /// # Errors
     /// Storage failed, or the store cannot be opened; the process should end with a failure.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
-        let Self { stage, directory, decisions, commands, kdbr, options, .. } = self;
+        let Self { stage, directory, decisions, commands, kdbr, options, runtime, .. } = self;
         let acceptor = tokio::spawn(accept(kdbr, Arc::clone(&stage), options.secrets.clone()));
         let mut run = Run {
             files: Arc::clone(&directory.files),
@@ -321,6 +352,7 @@ impl ClusterNode {
         // Whatever the reason: nobody has to wait until the session expires.
         run.stage.election.leave().await;
         drop(run);
+        drop(runtime);
         drop(directory);
         ended
     }
