@@ -14,7 +14,7 @@ use kahawai_replication::{
     ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SourceEffect, SourceEvent, SourceOptions,
     SourceSession, Vitals,
 };
-use kahawai_types::{Lsn, NodeId, ReplicaId};
+use kahawai_types::{Location, Lsn, NodeId, ReplicaId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
@@ -48,7 +48,6 @@ pub(crate) struct Feeding {
     pub(crate) reign: Arc<Reign>,
     pub(crate) election: Election,
     pub(crate) bulk: Arc<BulkSource>,
-    pub(crate) has_imported_files: bool,
     pub(crate) heard: Mutex<std::collections::BTreeMap<ReplicaId, Heard>>,
     /// Taken out by an operator: not taken back before `add`.
     pub(crate) removed: Arc<Mutex<std::collections::BTreeSet<NodeId>>>,
@@ -91,9 +90,9 @@ pub(crate) async fn serve(connected: Connected, feeding: Arc<Feeding>) {
     }
     let log = match log(&feeding).await {
         Ok(log) => log,
-        Err(problem) => {
-            warn!(replica = %peer.replica, %problem, "our own journal cannot be matched");
-            return writer.refuse(ErrorFrame::new(ErrorCode::Busy, problem)).await;
+        Err((code, problem)) => {
+            warn!(replica = %peer.replica, %problem, "replica refused: our own journal cannot be matched");
+            return writer.refuse(ErrorFrame::new(code, problem)).await;
         }
     };
     let options = SourceOptions {
@@ -118,26 +117,42 @@ pub(crate) async fn serve(connected: Connected, feeding: Arc<Feeding>) {
 }
 
 /// Our journal as a replica's is compared with it.
-async fn log(feeding: &Feeding) -> Result<PrimaryLog, String> {
+async fn log(feeding: &Feeding) -> Result<PrimaryLog, (ErrorCode, String)> {
+    let busy = |problem: String| (ErrorCode::Busy, problem);
     let reign = &feeding.reign;
     let mut sealed = reign.sealed();
     // Nothing to match before there is a marker.
-    let sealed = *sealed.wait_for(|sealed| sealed.marker.is_some()).await.map_err(|e| e.to_string())?;
+    let sealed = *sealed
+        .wait_for(|sealed| sealed.marker.is_some())
+        .await
+        .map_err(|_| busy("this node no longer leads".into()))?;
     let reader = reign.reader();
     let files: Vec<u32> =
         reign.shared.with(|core| core.store.journal().files()).into_iter().map(|file| file.id).collect();
+    let contiguous_from = contiguous(&files, sealed.end.file());
     let read = spawn_blocking(move || -> Result<_, ReadError> {
-        let contiguous_from = contiguous(&files, sealed.end.file());
-        let first = kahawai_types::Location::new(contiguous_from, 0).lsn();
-        Ok((reader.epochs()?, contiguous_from, reader.chain_at(first)?))
+        let first = Location::new(contiguous_from, 0).lsn();
+        Ok((reader.epochs()?, reader.chain_at(first)?))
     });
-    let (epochs, contiguous_from, chain) =
-        read.await.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))?;
+    let read = read.await.map_err(|e| busy(e.to_string()))?;
+    let (epochs, chain) = read.map_err(|e| busy(crate::chain(&e)))?;
+    if let Some(foreign) =
+        epochs.iter().find(|start| start.epoch.0 == 0 && files.contains(&start.start.file()))
+    {
+        // Which number a message of ActiveMQ's has is in ActiveMQ's index, which is not copied. A replica that counts
+        // otherwise would acknowledge other messages.
+        let text = format!(
+            "data file {} was written by ActiveMQ: a journal is copied once it is Kahawai's own. Consume what is left in such \
+             files, or move it to another broker; `kahawai store why-retained` lists what keeps them",
+            foreign.start.file()
+        );
+        return Err((ErrorCode::Diverged, text));
+    }
     let chain_before = match (chain, sealed.marker) {
         (Some(chain), _) => chain.0,
         // Our marker begins the file, and is not flushed yet.
         (None, Some((start, chain))) if start.file() == contiguous_from && start.offset() == 0 => chain,
-        (None, _) => return Err(format!("the chain before data file {contiguous_from} is not known")),
+        (None, _) => return Err(busy(format!("the chain before data file {contiguous_from} is not known"))),
     };
     let mut starts: Vec<EpochStart> = epochs
         .into_iter()
@@ -151,14 +166,14 @@ async fn log(feeding: &Feeding) -> Result<PrimaryLog, String> {
     if let Some((start, chain_before)) = sealed.marker {
         starts.push(EpochStart { epoch: reign.epoch, start, chain_before });
     }
-    let history = EpochHistory::new(starts).map_err(|e| e.to_string())?;
+    let history = EpochHistory::new(starts).map_err(|e| busy(e.to_string()))?;
     Ok(PrimaryLog {
         history,
         contiguous_from,
         chain_before,
         end: sealed.end,
         chain_at_end: sealed.chain,
-        has_imported_files: feeding.has_imported_files,
+        has_imported_files: false,
     })
 }
 

@@ -771,7 +771,6 @@ impl Run {
             reign: Arc::clone(&reign),
             election: stage.election.clone(),
             bulk: Arc::clone(&stage.bulk),
-            has_imported_files: false,
             heard: Mutex::default(),
             removed: Arc::clone(&stage.removed),
         });
