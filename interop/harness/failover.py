@@ -288,7 +288,7 @@ class FailoverConsumer(Failover):
 class Load:
     """Producers and consumers on all addresses, until it is stopped; then everything is counted."""
 
-    def __init__(self, addresses, *, seed, producers=6, window=16, pause=0.002, consumers=True, prefix="load"):
+    def __init__(self, addresses, *, seed, producers=6, window=8, pause=0.03, consumers=True, prefix="load"):
         self.stopping = threading.Event()
         self.moments = Moments()
         self.addresses = addresses

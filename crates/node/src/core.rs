@@ -210,7 +210,7 @@ impl Shared {
 
     /// Everything below is on all replicas that have to have it.
     pub fn confirm(&self, to: Lsn) {
-        if !self.gate.is_open(&*self.clock) {
+        if to <= self.commit.position() || !self.gate.is_open(&*self.clock) {
             return;
         }
         let was_settled = self.is_settled();

@@ -119,6 +119,10 @@ impl Reign {
         let mut guard = self.lock();
         let machine = &mut *guard;
         machine.primary.step(now, event, &mut machine.effects);
+        if matches!(event, PrimaryEvent::Tick) {
+            // What was committed while the gate was shut, and the grant was renewed after all.
+            self.shared.confirm(machine.primary.commit());
+        }
         for effect in machine.effects.drain(..) {
             match effect {
                 PrimaryEffect::Commit(at) => {
