@@ -38,13 +38,20 @@ LOOPBACK = "127.0.0.1"
 PORTS = range(18_000, 31_000)
 
 
+#: Ports that were given away. A replica's client port is free until it leads: nobody else may be told to take it.
+GIVEN = set()
+
+
 def free_port():
-    """A port that nobody listens on now, and that no outgoing connection takes."""
+    """A port that nobody listens on now, that no outgoing connection takes, and that was not given to another one."""
     for port in random.SystemRandom().sample(PORTS, 1000):
+        if port in GIVEN:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 probe.bind((LOOPBACK, port))
+                GIVEN.add(port)
                 return port
     raise RuntimeError("no port is free")
 
@@ -193,10 +200,11 @@ class Node(process.Process):
         return at
 
     def pause(self):
-        """SIGSTOP; returns when."""
+        """SIGSTOP; returns when. It stands still then: the signal alone only begins to stop the threads, one after the other."""
         self.paused = True
         at = time.monotonic()
         self.child.send_signal(signal.SIGSTOP)
+        os.waitpid(self.child.pid, os.WUNTRACED)
         return at
 
     def resume(self):
