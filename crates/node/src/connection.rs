@@ -621,7 +621,7 @@ mod tests {
             kahawai_store::open(&files, &OsEntropy, &OpenOptions::default()).expect("an empty store");
         let broker = Broker::new(kahawai_broker::Options::default());
         // Nobody writes: nothing is confirmed but what the test says.
-        (Shared::new(broker, opened.store, Lsn::ZERO, files, clock).0, opened.writer)
+        (Shared::new(broker, opened.store, files, clock).0, opened.writer)
     }
 
     #[tokio::test]

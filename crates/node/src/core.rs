@@ -1,7 +1,7 @@
 //! Broker and store behind one lock, and the way their effects take.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 
 use kahawai_broker::{Broker, ConnectionKey, Effect, LoadRequest, ScanRequest};
@@ -131,12 +131,45 @@ pub struct Shared {
     /// May anything leave for clients?
     pub gate: Gate,
     /// Below it lies what another primary wrote and nobody may have confirmed: no checkpoint before it is committed.
-    settled_from: AtomicU64,
+    settled_from: Lsn,
     /// No request is taken any more: another node takes over.
     paused: AtomicBool,
-    failure: OnceLock<String>,
-    failed: tokio::sync::Notify,
+    failure: Failure,
     stopping: AtomicBool,
+}
+
+/// Why storage failed, once it has.
+#[derive(Debug, Default)]
+pub struct Failure {
+    reason: OnceLock<String>,
+    told: tokio::sync::Notify,
+}
+
+impl Failure {
+    /// It has. The first reason counts.
+    pub fn tell(&self, reason: String) {
+        let _ = self.reason.set(reason);
+        self.told.notify_waiters();
+        self.told.notify_one();
+    }
+
+    /// Why, if it has.
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.get().map(String::as_str)
+    }
+
+    /// Ends when it has.
+    pub async fn wait(&self) {
+        let told = self.told.notified();
+        if self.reason().is_none() {
+            told.await;
+        }
+    }
+}
+
+/// Locks. A thread that panicked ends the node; others must not be kept from ending.
+pub fn unpoisoned<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Wakes a thread.
@@ -167,16 +200,16 @@ impl Bell {
 }
 
 impl Shared {
-    /// Puts the parts together. Everything below `commit` is confirmed.
+    /// Puts the parts together.
     pub fn new(
         broker: Broker,
         store: Store,
-        commit: Lsn,
         files: Arc<dyn Files>,
         clock: Arc<dyn Clock>,
     ) -> (Arc<Self>, mpsc::Receiver<Errand>) {
         let (errands, receiver) = mpsc::channel();
-        let commit = Commit::new(commit);
+        let commit = Commit::new(kahawai_message::storage::Storage::committed(&store));
+        let settled_from = store.settled_from();
         let reader = store.reader();
         let core = Core {
             broker,
@@ -199,10 +232,9 @@ impl Shared {
             bell: Bell::default(),
             upkeep: Bell::default(),
             gate: Gate::default(),
-            settled_from: AtomicU64::new(0),
+            settled_from,
             paused: AtomicBool::new(false),
-            failure: OnceLock::new(),
-            failed: tokio::sync::Notify::new(),
+            failure: Failure::default(),
             stopping: AtomicBool::new(false),
         };
         (Arc::new(shared), receiver)
@@ -221,14 +253,9 @@ impl Shared {
         }
     }
 
-    /// No checkpoint before this is committed.
-    pub fn settles_at(&self, at: Lsn) {
-        self.settled_from.store(at.0, Ordering::Release);
-    }
-
     /// May the index be written?
     pub fn is_settled(&self) -> bool {
-        self.commit.position().0 >= self.settled_from.load(Ordering::Acquire)
+        self.commit.position() >= self.settled_from
     }
 
     /// Takes no more requests, or takes them again.
@@ -288,25 +315,20 @@ impl Shared {
 
     /// Storage failed: nothing is confirmed any more, the process ends.
     pub fn fail(&self, reason: String) {
-        let _ = self.failure.set(reason);
+        self.failure.tell(reason);
         self.stopping.store(true, Ordering::Release);
-        self.failed.notify_waiters();
-        self.failed.notify_one();
         self.bell.ring();
         self.upkeep.ring();
     }
 
     /// Why storage failed.
     pub fn failure(&self) -> Option<&str> {
-        self.failure.get().map(String::as_str)
+        self.failure.reason()
     }
 
     /// Ends when storage fails.
     pub async fn failed(&self) {
-        let notified = self.failed.notified();
-        if self.failure().is_none() {
-            notified.await;
-        }
+        self.failure.wait().await;
     }
 
     /// The node is stopping.

@@ -15,7 +15,6 @@ use kahawai_journal::{Preparer, Writer};
 use kahawai_message::storage::{Storage, StorageError};
 use kahawai_stomp::ConnectionOptions;
 use kahawai_store::Store;
-use kahawai_types::Lsn;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
@@ -93,15 +92,9 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Puts broker and store together. Everything below `commit` is confirmed.
-    pub(crate) fn new(
-        broker: Broker,
-        store: Store,
-        commit: Lsn,
-        files: Arc<dyn Files>,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
-        let (shared, errands) = Shared::new(broker, store, commit, files, clock);
+    /// Puts broker and store together.
+    pub(crate) fn new(broker: Broker, store: Store, files: Arc<dyn Files>, clock: Arc<dyn Clock>) -> Self {
+        let (shared, errands) = Shared::new(broker, store, files, clock);
         Self { shared, errands }
     }
 }

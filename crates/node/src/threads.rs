@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kahawai_broker::{LoadResult, Loaded, ScanResult, Verdict};
-use kahawai_journal::{Preparer, SealedBatch, WindowReader, Writer};
+use kahawai_journal::{Journal, Preparer, SealedBatch, WindowReader, Writer};
 use kahawai_message::Message;
 use kahawai_message::storage::Entry;
 use kahawai_store::collect::{MOVES_PER_STEP, candidates};
@@ -35,28 +35,73 @@ const CROWD_PART: usize = 4;
 /// …but no longer than this.
 const GATHER: Duration = Duration::from_micros(300);
 
+/// Whose threads these are.
+pub trait Owner: Send + Sync + 'static {
+    /// One of them has failed: nothing is confirmed or acknowledged any more.
+    fn fail(&self, reason: String);
+}
+
+impl Owner for Shared {
+    fn fail(&self, reason: String) {
+        Shared::fail(self, reason);
+    }
+}
+
 /// Starts a thread whose panic ends the node rather than leaving it half alive.
 #[allow(clippy::disallowed_methods)] // threads belong to node
-fn spawn(
+pub fn spawn<O: Owner, R: Send + 'static>(
     name: &str,
-    shared: &Arc<Shared>,
-    work: impl FnOnce(&Arc<Shared>) + Send + 'static,
-) -> std::io::Result<JoinHandle<()>> {
-    let shared = Arc::clone(shared);
-    let label = name.to_owned();
-    std::thread::Builder::new().name(format!("kahawai-{name}")).spawn(move || {
-        struct Guard<'a>(&'a Arc<Shared>, &'a str);
-        impl Drop for Guard<'_> {
-            fn drop(&mut self) {
-                if std::thread::panicking() {
-                    self.0.fail(format!("the {} thread panicked", self.1));
-                }
+    owner: &Arc<O>,
+    work: impl FnOnce(&Arc<O>) -> R + Send + 'static,
+) -> std::io::Result<JoinHandle<R>> {
+    struct Guard<'a, O: Owner>(&'a O, &'a str);
+    impl<O: Owner> Drop for Guard<'_, O> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.fail(format!("the {} thread panicked", self.1));
             }
         }
-        let guard = Guard(&shared, &label);
-        work(&shared);
+    }
+    let owner = Arc::clone(owner);
+    let label = name.to_owned();
+    std::thread::Builder::new().name(format!("kahawai-{name}")).spawn(move || {
+        let guard = Guard(&*owner, &label);
+        let result = work(&owner);
         drop(guard);
+        result
     })
+}
+
+/// When the index was last written, and what it holds.
+pub struct Written {
+    at_ms: u64,
+    position: Lsn,
+}
+
+impl Written {
+    /// It holds everything up to `position`, from now on.
+    pub fn new(now_ms: u64, position: Lsn) -> Self {
+        Self { at_ms: now_ms, position }
+    }
+
+    /// Is it to be written again? `behind_bytes` = what a restart would replay.
+    pub fn is_due(&self, now_ms: u64, position: Lsn, behind_bytes: u64) -> bool {
+        position != self.position
+            && (now_ms - self.at_ms >= CHECKPOINT_MS || behind_bytes >= CHECKPOINT_BYTES)
+    }
+}
+
+/// Deletes data files that are not needed any more, and tells of each that is gone.
+pub fn retire(journal: &Journal, files: impl IntoIterator<Item = u32>, mut gone: impl FnMut(u32)) {
+    for file in files {
+        match journal.retire(file) {
+            Ok(_) => {
+                info!(file, "data file deleted");
+                gone(file);
+            }
+            Err(error) => warn!(file, %error, "data file could not be deleted"),
+        }
+    }
 }
 
 /// What becomes of batches on their way.
@@ -261,22 +306,21 @@ pub fn upkeep(
     may_collect: impl Fn() -> bool + Send + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
     spawn("upkeep", shared, move |shared| {
-        let mut checkpointed = (shared.clock.boot_ms(), shared.commit.position());
+        let mut written = Written::new(shared.clock.boot_ms(), shared.commit.position());
         let mut collected = shared.clock.boot_ms();
         while !shared.is_stopping() {
             shared.upkeep.wait(UPKEEP);
             let now = shared.clock.boot_ms();
             let position = shared.commit.position();
             let behind = shared.with(|core| core.store.behind_checkpoint_bytes());
-            let due = now - checkpointed.0 >= CHECKPOINT_MS || behind >= CHECKPOINT_BYTES;
-            if due && position != checkpointed.1 && shared.is_settled() {
+            if written.is_due(now, position, behind) && shared.is_settled() {
                 if let Err(error) = checkpoint(shared, false) {
                     let reason = crate::chain(&error);
                     error!(%reason, "the index could not be written; nothing is confirmed any more");
                     shared.fail(reason);
                     return;
                 }
-                checkpointed = (now, position);
+                written = Written::new(now, position);
             }
             if now - collected >= COLLECT_MS && shared.is_settled() && may_collect() {
                 collected = now;
@@ -287,15 +331,8 @@ pub fn upkeep(
             let (retired, journal) =
                 shared.with(|core| (core.store.to_retire(), core.store.journal().clone()));
             // Who copies files may have been told of one that is to go.
-            for file in retired.into_iter().filter(|_| may_collect()) {
-                match journal.retire(file) {
-                    Ok(_) => {
-                        info!(file, "data file deleted");
-                        shared.with(|core| core.store.retired(file));
-                    }
-                    Err(error) => warn!(file, %error, "data file could not be deleted"),
-                }
-            }
+            let retired = retired.into_iter().filter(|_| may_collect());
+            retire(&journal, retired, |file| shared.with(|core| core.store.retired(file)));
         }
     })
 }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -28,6 +28,8 @@ use tracing::{debug, info, warn};
 
 use super::net::{Connected, Credentials, NetError, dial};
 use super::reign::{Reign, boot_ms};
+
+use crate::core::unpoisoned;
 
 /// A synchronisation that says nothing for so long is forgotten.
 const LEASE_MS: u32 = 30_000;
@@ -80,7 +82,7 @@ impl BulkSource {
     }
 
     fn lock(&self) -> MutexGuard<'_, SourceState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.state)
     }
 
     fn now(&self) -> Millis {
@@ -347,10 +349,6 @@ impl Log {
 
 fn incoming(key: FileKey) -> String {
     format!("{INCOMING_DIRECTORY}/{}", kahawai_journal::data_file_name(key.id))
-}
-
-fn unpoisoned<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BulkSink {

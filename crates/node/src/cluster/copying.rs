@@ -1,6 +1,6 @@
 //! The replica's end of a stream connection.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +23,8 @@ use super::following::{FollowingThreads, Said, Work};
 use super::generation;
 use super::net::{Connected, Credentials, FrameWriter, dial};
 use super::reign::boot_ms;
+
+use crate::core::unpoisoned;
 
 /// Bytes that a replica takes without having flushed them.
 const RECEIVE_WINDOW: u64 = 32 << 20;
@@ -66,7 +68,7 @@ pub(crate) struct Copying {
 impl Copying {
     /// Says why there is no session, if that is news.
     fn trouble(&self, address: &str, problem: &str) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = unpoisoned(&self.trouble);
         if trouble.as_deref() != Some(problem) {
             info!(primary = address, problem, "no session with the primary; trying again");
             *trouble = Some(problem.to_owned());
@@ -75,7 +77,7 @@ impl Copying {
     }
 
     fn state(&self, text: &str) {
-        text.clone_into(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        text.clone_into(&mut unpoisoned(&self.state));
     }
 
     /// Follows the primary at `address` for as long as it goes.
@@ -131,7 +133,7 @@ impl Copying {
     }
 
     fn credentials(&self, is_empty: bool) -> Credentials {
-        let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        let identity = unpoisoned(&self.identity);
         Credentials {
             // Who has nothing yet takes the cluster that it finds.
             cluster_id: (identity.has_joined() || !is_empty).then_some(identity.cluster_id),
@@ -143,14 +145,12 @@ impl Copying {
 
     async fn join(&self, cluster_id: ClusterId) -> Result<(), String> {
         let (identity, files) = (Arc::clone(&self.identity), Arc::clone(&self.files));
-        let adopted = spawn_blocking(move || {
-            identity.lock().unwrap_or_else(PoisonError::into_inner).adopt_cluster(&files, cluster_id)
-        });
+        let adopted = spawn_blocking(move || unpoisoned(&identity).adopt_cluster(&files, cluster_id));
         adopted.await.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))
     }
 
     fn promised(&self) -> Epoch {
-        self.identity.lock().unwrap_or_else(PoisonError::into_inner).promised_epoch
+        unpoisoned(&self.identity).promised_epoch
     }
 
     /// Our journal, once everything that earlier sessions sent is written.
@@ -319,7 +319,7 @@ impl Session<'_> {
                 }
                 SinkEffect::Attached { at } => {
                     info!(%at, primary, "following the primary");
-                    *self.copying.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    *unpoisoned(&self.copying.trouble) = None;
                     // From here on this journal is what the primary of that generation has.
                     generation::write(&self.copying.files, self.generations.1)?;
                     self.state = NodeState::Online;
@@ -380,7 +380,7 @@ impl Session<'_> {
     async fn promise(&self, epoch: Epoch) -> std::io::Result<Epoch> {
         let (identity, files) = (Arc::clone(&self.copying.identity), Arc::clone(&self.copying.files));
         let promised = spawn_blocking(move || {
-            let mut identity = identity.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut identity = unpoisoned(&identity);
             identity.promise(&files, epoch).map(|()| identity.promised_epoch)
         });
         promised.await.map_err(std::io::Error::other)?.map_err(|e| std::io::Error::other(crate::chain(&e)))

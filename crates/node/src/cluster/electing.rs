@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kahawai_election::{
@@ -13,6 +13,8 @@ use kahawai_env::Clock;
 use kahawai_types::{Epoch, Millis};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
+
+use crate::core::unpoisoned;
 
 /// How often the elector looks at the time.
 const TICK: Duration = Duration::from_millis(50);
@@ -89,7 +91,7 @@ impl Election {
 
     /// What is known.
     pub(crate) fn view(&self) -> ElectionView {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        unpoisoned(&self.view).clone()
     }
 }
 
@@ -202,7 +204,7 @@ impl Driver {
     }
 
     fn look(&self, event: &Event) {
-        let mut view = self.election.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut view = unpoisoned(&self.election.view);
         match event {
             Event::Provider(ProviderEvent::Connected) => view.connected = true,
             Event::Provider(ProviderEvent::Suspended | ProviderEvent::SessionLost) => view.connected = false,
@@ -283,7 +285,7 @@ impl Driver {
                 self.decide(Decision::StepDown(reason));
             }
             Effect::Changed(record) => {
-                let mut view = self.election.view.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut view = unpoisoned(&self.election.view);
                 view.record = Some((*record).clone());
                 drop(view);
                 self.decide(Decision::Changed(record));
@@ -296,7 +298,7 @@ impl Driver {
             }
             Effect::Status(status) => {
                 info!(%status, "election");
-                self.election.view.lock().unwrap_or_else(PoisonError::into_inner).status = status;
+                unpoisoned(&self.election.view).status = status;
             }
         }
     }

@@ -3,7 +3,7 @@
 //! The hearing task never waits for the socket to take anything, so acknowledgements are counted however slowly the replica
 //! reads.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -23,6 +23,8 @@ use super::bulk::BulkSource;
 use super::electing::Election;
 use super::net::{Connected, FrameReader, FrameWriter, NetError};
 use super::reign::{Reign, boot_ms};
+
+use crate::core::unpoisoned;
 
 /// Bytes under way to one replica without an acknowledgement.
 const SEND_WINDOW: u64 = 16 << 20;
@@ -60,12 +62,12 @@ fn removed(node: &NodeId) -> ErrorFrame {
 
 impl Feeding {
     fn is_removed(&self, node: &NodeId) -> bool {
-        self.removed.lock().unwrap_or_else(PoisonError::into_inner).contains(node)
+        unpoisoned(&self.removed).contains(node)
     }
 
     /// What replicas said last.
     pub(crate) fn heard(&self) -> MutexGuard<'_, std::collections::BTreeMap<ReplicaId, Heard>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.heard)
     }
 }
 
@@ -249,7 +251,7 @@ impl Hearing {
     }
 
     fn machine(&self) -> MutexGuard<'_, SourceSession> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.machine)
     }
 
     /// `true` = the session is over.
@@ -361,7 +363,7 @@ async fn feed(
     room: Arc<Notify>,
     mut writer: FrameWriter,
 ) -> std::io::Result<()> {
-    let lock = || machine.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = || unpoisoned(&machine);
     let mut sealed = reign.sealed();
     let mut committed = reign.committed();
     let mut cursor = None;

@@ -1,7 +1,7 @@
 //! The threads of a replica: one copies what the primary sends, one brings the index to the commit position, one keeps house.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -11,9 +11,10 @@ use kahawai_journal::{CONTROL_BYTES, Chain, Control, CopyError, Preparer, Writer
 use kahawai_store::Follower;
 use kahawai_types::Lsn;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::error;
 
-use crate::core::Bell;
+use crate::core::{Bell, Failure, unpoisoned};
+use crate::threads::{Owner, Written, retire, spawn};
 
 /// Records applied under one lock.
 const APPLY_MAX: usize = 4096;
@@ -23,10 +24,6 @@ const WORK_MAX: usize = 1024;
 const COPY_BYTES_MAX: usize = 16 << 20;
 /// How often housekeeping looks.
 const UPKEEP: Duration = Duration::from_millis(500);
-/// Milliseconds between checkpoints.
-const CHECKPOINT_MS: u64 = 5_000;
-/// A checkpoint is due when a restart would replay this much.
-const CHECKPOINT_BYTES: u64 = 256 << 20;
 
 /// For the copying thread.
 #[derive(Debug)]
@@ -61,8 +58,7 @@ pub(crate) struct Following {
     /// Housekeeping's.
     upkeep: Bell,
     stopping: AtomicBool,
-    failure: OnceLock<String>,
-    failed: tokio::sync::Notify,
+    failure: Failure,
 }
 
 impl Following {
@@ -71,7 +67,7 @@ impl Following {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Follower>> {
-        self.follower.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.follower)
     }
 
     /// The primary has confirmed everything below.
@@ -98,23 +94,20 @@ impl Following {
 
     /// Why storage failed.
     pub(crate) fn failure(&self) -> Option<String> {
-        self.failure.get().cloned()
+        self.failure.reason().map(str::to_owned)
     }
 
     /// Ends when storage fails.
     pub(crate) async fn failed(&self) {
-        let notified = self.failed.notified();
-        if self.failure.get().is_none() {
-            notified.await;
-        }
+        self.failure.wait().await;
     }
+}
 
+impl Owner for Following {
     fn fail(&self, reason: String) {
         error!(%reason, "this replica's storage failed; it acknowledges nothing any more");
-        let _ = self.failure.set(reason);
+        self.failure.tell(reason);
         self.stopping.store(true, Ordering::Release);
-        self.failed.notify_waiters();
-        self.failed.notify_one();
         self.bell.ring();
         self.upkeep.ring();
     }
@@ -126,31 +119,9 @@ pub(crate) struct FollowingThreads {
     pub(crate) work: mpsc::Sender<Work>,
     pub(crate) said: mpsc::UnboundedReceiver<Said>,
     copier: JoinHandle<Option<Writer>>,
-    others: Vec<JoinHandle<()>>,
-}
-
-#[allow(clippy::disallowed_methods)] // threads belong to node
-fn spawn<R: Send + 'static>(
-    name: &str,
-    following: &Arc<Following>,
-    work: impl FnOnce(&Arc<Following>) -> R + Send + 'static,
-) -> std::io::Result<JoinHandle<R>> {
-    struct Guard<'a>(&'a Arc<Following>, &'a str);
-    impl Drop for Guard<'_> {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                self.0.fail(format!("the {} thread panicked", self.1));
-            }
-        }
-    }
-    let following = Arc::clone(following);
-    let label = name.to_owned();
-    std::thread::Builder::new().name(format!("kahawai-{name}")).spawn(move || {
-        let guard = Guard(&following, &label);
-        let result = work(&following);
-        drop(guard);
-        result
-    })
+    applier: JoinHandle<()>,
+    upkeep: JoinHandle<()>,
+    prepare: JoinHandle<()>,
 }
 
 impl FollowingThreads {
@@ -158,7 +129,7 @@ impl FollowingThreads {
     pub(crate) fn start(
         follower: Follower,
         writer: Writer,
-        preparer: Preparer,
+        mut preparer: Preparer,
         commit: Lsn,
         clock: Arc<dyn Clock>,
         may_retire: impl Fn() -> bool + Send + 'static,
@@ -171,18 +142,15 @@ impl FollowingThreads {
             bell: Bell::default(),
             upkeep: Bell::default(),
             stopping: AtomicBool::new(false),
-            failure: OnceLock::new(),
-            failed: tokio::sync::Notify::new(),
+            failure: Failure::default(),
         });
         let (work, receiver) = mpsc::channel(WORK_MAX);
         let (say, said) = mpsc::unbounded_channel();
         let copier = spawn("copy", &following, move |following| copy(following, writer, receiver, &say))?;
-        let others = vec![
-            spawn("follow", &following, apply)?,
-            spawn("prepare", &following, move |_| preparer_run(preparer))?,
-            spawn("upkeep", &following, move |following| upkeep(following, &*clock, may_retire))?,
-        ];
-        Ok(Self { following, work, said, copier, others })
+        let applier = spawn("follow", &following, apply)?;
+        let prepare = spawn("prepare", &following, move |_| preparer.run())?;
+        let upkeep = spawn("upkeep", &following, move |following| upkeep(following, &*clock, may_retire))?;
+        Ok(Self { following, work, said, copier, applier, upkeep, prepare })
     }
 
     /// Ends the threads that follow; what was sent is written first. The store comes back with its writer, for a promotion or
@@ -193,39 +161,27 @@ impl FollowingThreads {
         self.following.stopping.store(true, Ordering::Release);
         self.following.bell.ring();
         self.following.upkeep.ring();
-        let mut others = self.others.into_iter();
-        let applier = others.next();
-        let prepare = others.next();
-        for thread in applier.into_iter().chain(others) {
-            let _ = thread.join();
-        }
+        let _ = self.applier.join();
+        let _ = self.upkeep.join();
         if let Some(reason) = self.following.failure() {
             return Err(reason);
         }
         let follower = self.following.lock().take();
         match (follower, writer) {
-            (Some(follower), Some(writer)) => Ok((follower, writer, FollowingRest { prepare })),
+            (Some(follower), Some(writer)) => Ok((follower, writer, FollowingRest(self.prepare))),
             _ => Err("a thread of this replica ended early".into()),
         }
     }
 }
 
 /// The thread that makes the next data file goes on over a promotion.
-pub(crate) struct FollowingRest {
-    prepare: Option<JoinHandle<()>>,
-}
+pub(crate) struct FollowingRest(JoinHandle<()>);
 
 impl FollowingRest {
     /// Waits for it; the journal must be closed.
     pub(crate) fn join(self) {
-        if let Some(thread) = self.prepare {
-            let _ = thread.join();
-        }
+        let _ = self.0.join();
     }
-}
-
-fn preparer_run(mut preparer: Preparer) {
-    preparer.run();
 }
 
 /// Cuts a body into its batches.
@@ -318,18 +274,17 @@ fn apply(following: &Arc<Following>) {
 }
 
 fn upkeep(following: &Arc<Following>, clock: &dyn Clock, may_retire: impl Fn() -> bool) {
-    let mut checkpointed = (clock.boot_ms(), following.applied());
+    let mut written = Written::new(clock.boot_ms(), following.applied());
     while !following.stopping.load(Ordering::Acquire) {
         following.upkeep.wait(UPKEEP);
         let now = clock.boot_ms();
         let applied = following.applied();
         let behind = following.with(|follower| follower.behind_checkpoint_bytes()).unwrap_or(0);
-        let due = now - checkpointed.0 >= CHECKPOINT_MS || behind >= CHECKPOINT_BYTES;
-        if due && applied != checkpointed.1 {
+        if written.is_due(now, applied, behind) {
             if let Err(reason) = checkpoint(following) {
                 return following.fail(reason);
             }
-            checkpointed = (now, applied);
+            written = Written::new(now, applied);
         }
         if !may_retire() {
             continue;
@@ -339,15 +294,9 @@ fn upkeep(following: &Arc<Following>, clock: &dyn Clock, may_retire: impl Fn() -
         else {
             return;
         };
-        for file in retired {
-            match journal.retire(file) {
-                Ok(_) => {
-                    info!(file, "data file deleted");
-                    following.with(|follower| follower.retired(file));
-                }
-                Err(problem) => warn!(file, %problem, "data file could not be deleted"),
-            }
-        }
+        retire(&journal, retired, |file| {
+            following.with(|follower| follower.retired(file));
+        });
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) mod status;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kahawai_broker::Broker;
@@ -49,6 +49,7 @@ use self::feeding::Feeding;
 use self::following::{Following, FollowingRest, FollowingThreads};
 use self::net::Credentials;
 use self::reign::{Beginning, Reign, ReignCopies, Wanted};
+use crate::core::unpoisoned;
 use crate::node::{Directory, NodeError, NodeOptions};
 use crate::serving::{Bound, Listening, Parts, Serving, bind};
 
@@ -132,10 +133,6 @@ struct Stage {
 enum Command {
     /// Let somebody else lead.
     StepDown { successor: Option<NodeId>, done: tokio::sync::oneshot::Sender<Result<String, String>> },
-}
-
-fn unpoisoned<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stage {
@@ -748,9 +745,8 @@ impl Run {
             Ok((store, broker, promoted.marker_end, promoted.rolled_back.len()))
         });
         let (store, broker, marker_end, rolled_back) = promoting.await.map_err(joined)??;
-        let parts = Parts::new(broker, store, committed, Arc::clone(&self.files), Arc::clone(&stage.clock));
+        let parts = Parts::new(broker, store, Arc::clone(&self.files), Arc::clone(&stage.clock));
         let shared = Arc::clone(&parts.shared);
-        shared.settles_at(marker_end);
         shared.gate.open_until(stage.election.deadline_ms());
         let beginning = Beginning {
             me: stage.me(),
@@ -762,7 +758,7 @@ impl Run {
             unclean_generation: record.unclean_generation,
             timing: self.options.timing,
         };
-        let (reign, wanted) = Reign::begin(beginning, Arc::clone(&shared), committed);
+        let (reign, wanted) = Reign::begin(beginning, Arc::clone(&shared));
         let bulk = Arc::clone(&stage.bulk);
         let copies = ReignCopies(Arc::clone(&reign));
         let serving = Serving::start(parts, writer, None, copies, move || bulk.may_collect())

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kahawai_env::Clock;
 use kahawai_journal::{JournalReader, SealedBatch};
@@ -13,7 +13,7 @@ use kahawai_types::{BootId, Epoch, Lsn, Millis, ReplicaId};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
-use crate::core::Shared;
+use crate::core::{Shared, unpoisoned};
 use crate::threads::Copies;
 
 /// Recent batches that replicas are fed from; who is further behind reads the files.
@@ -85,7 +85,6 @@ impl Reign {
     pub(crate) fn begin(
         beginning: Beginning,
         shared: Arc<Shared>,
-        committed: Lsn,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Wanted>) {
         let Beginning { me, epoch, marker_end, ring_start, in_sync, minimum_replicas, .. } = beginning;
         let Beginning { unclean_generation, timing, .. } = beginning;
@@ -99,7 +98,7 @@ impl Reign {
             machine: Mutex::new(Machine { primary, effects: Vec::new(), sessions: HashMap::new() }),
             ring: Mutex::new(Ring::new(RING_BYTES_MAX, ring_start)),
             sealed: watch::Sender::new(Sealed { end: ring_start, chain: 0, marker: None }),
-            committed: watch::Sender::new(committed),
+            committed: watch::Sender::new(shared.commit.position()),
             wanted,
             session_last: AtomicU64::new(0),
             durable: AtomicU64::new(0),
@@ -110,7 +109,7 @@ impl Reign {
     }
 
     fn lock(&self) -> MutexGuard<'_, Machine> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.machine)
     }
 
     /// Offers an event to the machine and carries out what it says.
@@ -175,7 +174,7 @@ impl Reign {
 
     /// Looks into the ring.
     pub(crate) fn ring<R>(&self, look: impl FnOnce(&Ring) -> R) -> R {
-        look(&self.ring.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&unpoisoned(&self.ring))
     }
 
     /// Moves when a batch is sealed.
@@ -237,7 +236,7 @@ impl Copies for ReignCopies {
             epoch: batch.epoch,
             bytes: batch.bytes(),
         };
-        self.0.ring.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+        unpoisoned(&self.0.ring).push(entry);
         self.0.sealed.send_modify(|sealed| {
             sealed.end = batch.end;
             sealed.chain = batch.chain.0;

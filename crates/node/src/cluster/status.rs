@@ -18,8 +18,8 @@ use tokio::sync::oneshot;
 
 use super::bulk::SinkProgress;
 use super::net::host_and_port;
-use super::{Command, Present, Stage, unpoisoned};
-use crate::core::Core;
+use super::{Command, Present, Stage};
+use crate::core::{Core, unpoisoned};
 
 /// Destinations that are listed one by one.
 const DESTINATIONS_MAX: usize = 1000;
