@@ -48,7 +48,7 @@ enum Role {
 ///
 /// Its driver carries out the effects in their order (the gate closes before the grant is given back), gives one answer to
 /// each `Read`, `ReadPresence`, `Create`, `Cas` and `Campaign`, in whatever order they come, and sends a `Tick` with the
-/// provider's deadline when [`wake_at`](Self::wake_at) says so.
+/// provider's deadline of its [`grant`](Self::grant) when [`wake_at`](Self::wake_at) says so.
 #[derive(Debug)]
 pub struct Elector {
     settings: Settings,
@@ -64,6 +64,8 @@ pub struct Elector {
     vacant_since: Option<Millis>,
     /// Others go first until then.
     held_back_until: Millis,
+    /// We let others lead after this epoch of ours: they go first until then, or until one of them has led.
+    farewell: Option<(Epoch, Millis)>,
     /// Times that an epoch of ours could not be committed.
     failures: u32,
     /// The highest promise that a peer has told of.
@@ -100,6 +102,7 @@ impl Elector {
             present: Vec::new(),
             vacant_since: None,
             held_back_until: Millis::MIN,
+            farewell: None,
             failures: 0,
             peer_promise: Epoch(0),
             has_storage_failed: false,
@@ -138,6 +141,14 @@ impl Elector {
         match self.role {
             Role::Leading { epoch, .. } => Some(epoch),
             _ => None,
+        }
+    }
+
+    /// The grant that it holds: what the deadline of a [`Event::Tick`] is about.
+    pub fn grant(&self) -> Option<Fence> {
+        match self.role {
+            Role::Granted { fence, .. } | Role::Leading { fence, .. } => Some(fence),
+            Role::Idle | Role::Queued { .. } | Role::SteppingDown { .. } => None,
         }
     }
 

@@ -45,7 +45,7 @@ pub enum Event {
     },
     /// Time has passed.
     Tick {
-        /// What the provider's `deadline` says.
+        /// What the provider's `deadline` says of [`Elector::grant`](crate::Elector::grant); any, without one.
         deadline: Millis,
     },
 }

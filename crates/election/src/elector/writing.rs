@@ -507,7 +507,7 @@ impl Elector {
         let revision = *revision;
         let record =
             ClusterRecord { primary: None, phase: Phase::Recovering, successor, ..(**record).clone() };
-        self.held_back_until = self.held_back_until.max(now + self.settings.timing.switch_ms);
+        self.farewell = Some((record.epoch, now + self.settings.timing.switch_ms));
         fx.push(Effect::StepDown(reason));
         self.drop_fenced_write(fx);
         self.role = Role::SteppingDown { is_closed: false, is_resigned: false };

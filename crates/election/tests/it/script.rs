@@ -430,6 +430,31 @@ fn an_epoch_that_cannot_be_committed_is_left_to_others_and_longer_each_time() {
 }
 
 #[test]
+fn who_stepped_down_goes_last_until_another_has_led() {
+    // In the vacancy that it made itself, and in the next one.
+    let campaigns_at = |others_reign: bool| {
+        let mut script = Script::leading();
+        let effects = script.request(1, Request::StepDown { successor: None });
+        let (op, farewell) = cas(&effects);
+        script.apply(op, farewell);
+        script.give(Event::Provider(ProviderEvent::GrantVacant));
+        if others_reign {
+            script.give(Event::Provider(ProviderEvent::GrantHeld));
+            script.edit(|record| record.epoch = Epoch(5));
+        }
+        script.give(Event::SteppedDown(local()));
+        script.give(Event::Provider(ProviderEvent::RecordChanged));
+        script.read_all();
+        script.give(Event::Presence(Ok(vec![])));
+        let effects = script.give(Event::Provider(ProviderEvent::GrantVacant));
+        let asks = effects.iter().any(|effect| matches!(effect, Effect::Campaign { .. }));
+        if asks { Some(script.now) } else { script.elector.wake_at() }
+    };
+    assert_eq!(campaigns_at(false), Some(Timing::default().switch_ms));
+    assert_eq!(campaigns_at(true), Some(0));
+}
+
+#[test]
 fn ranks_decide_who_waits_how_long() {
     let check = |other: Presence, wait_ms: Millis| {
         let mut script = Script::new();

@@ -107,7 +107,7 @@ pub(crate) fn start(
 ) -> (Election, mpsc::UnboundedReceiver<Decision>) {
     let (tell, told) = mpsc::unbounded_channel();
     let (decide, decisions) = mpsc::unbounded_channel();
-    let lease = Arc::new(AtomicI64::new(provider.deadline()));
+    let lease = Arc::new(AtomicI64::new(Millis::MIN));
     let view =
         ElectionView { status: Status::Connecting, record: None, present: Vec::new(), connected: false };
     let view = Arc::new(Mutex::new(view));
@@ -178,11 +178,11 @@ impl Driver {
                         Event::Request { id: self.request_last, request }
                     }
                 },
-                _ = tick.tick() => Event::Tick { deadline: self.provider.deadline() },
+                _ = tick.tick() => Event::Tick { deadline: self.deadline() },
             };
             self.look(&event);
             // Before the machine: it may decide on what the gate already knows, never the other way round.
-            self.election.lease.store(self.provider.deadline(), Ordering::Release);
+            self.election.lease.store(self.deadline(), Ordering::Release);
             let now = Millis::try_from(self.clock.boot_ms()).unwrap_or(Millis::MAX);
             self.elector.step(now, event, &mut self.effects);
             let mut effects = std::mem::take(&mut self.effects);
@@ -201,6 +201,12 @@ impl Driver {
         if let Some(left) = leaving {
             let _ = left.send(());
         }
+    }
+
+    /// Until when the grant that we hold is ours. The next one is won only after all that was led under this one is closed, so
+    /// whoever looks at the lease for a reign never sees that of a later one.
+    fn deadline(&self) -> Millis {
+        self.elector.grant().map_or(Millis::MIN, |grant| self.provider.deadline(grant))
     }
 
     fn look(&self, event: &Event) {
