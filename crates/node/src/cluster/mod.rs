@@ -344,6 +344,7 @@ impl ClusterNode {
             options,
             pending: None,
             primary: None,
+            led_before: None,
             is_stopping: false,
         };
         let ended = run.run(stop).await;
@@ -423,6 +424,8 @@ struct Run {
     /// A decision that came while the store was closed.
     pending: Option<Decision>,
     primary: Option<PrimaryRef>,
+    /// Who led last, as far as we know.
+    led_before: Option<PrimaryRef>,
     is_stopping: bool,
 }
 
@@ -658,7 +661,7 @@ impl Run {
                         }
                         Decision::Follow { primary } => {
                             if primary != self.primary {
-                                self.primary = primary;
+                                self.follows(primary);
                                 break;
                             }
                         }
@@ -699,6 +702,13 @@ impl Run {
         }
     }
 
+    fn follows(&mut self, primary: Option<PrimaryRef>) {
+        if primary.is_some() {
+            self.led_before.clone_from(&primary);
+        }
+        self.primary = primary;
+    }
+
     /// Leads until somebody says otherwise. With the end comes what was confirmed.
     #[expect(clippy::too_many_arguments, reason = "all of it is handed over, once")]
     async fn lead(
@@ -712,7 +722,8 @@ impl Run {
         stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(LeadEnd, Lsn), NodeError> {
         let stage = Arc::clone(&self.stage);
-        let predecessor = self.primary.take();
+        self.primary = None;
+        let predecessor = self.led_before.take();
         let committed = follower.committed();
         let ring_start = writer.written();
         let (store_id, boot_id) = {
@@ -854,7 +865,7 @@ impl Lead<'_> {
                         return Ok(LeadEnd::Deposed(reason.to_string()));
                     }
                     Some(Decision::Changed(record)) => self.changed(*record),
-                    Some(Decision::Follow { primary }) => self.run.primary = primary,
+                    Some(Decision::Follow { primary }) => self.run.follows(primary),
                     Some(Decision::Lead { .. }) => {}
                 },
                 Some(wanted) = self.wanted.recv() => self.wants(wanted).await?,
