@@ -474,7 +474,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                         break;
                     }
                     Held::Behind(_, request, token) => {
-                        while core.apply(now, position, usize::MAX).unwrap_or(false) {}
+                        core.catch_up(now, position);
                         match self.request(core, now, request) {
                             Ok(_) => self.owe(core.answer_at(), token),
                             Err(refusal) => refused.push((token, refusal)),

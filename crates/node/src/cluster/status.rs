@@ -261,7 +261,9 @@ impl NodeControl {
                     connections: connections.load(Ordering::Relaxed) as u64,
                     ..BrokerStatus::default()
                 };
+                let (now, commit) = (reign.shared.now(), reign.shared.commit.position());
                 reign.shared.with(|core| {
+                    core.catch_up(now, commit);
                     status.applied = core.store.applied();
                     let journal_of = core.store.journal();
                     status.journal = journal(&journal_of.stats(), &journal_of.files());
