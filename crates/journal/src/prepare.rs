@@ -16,10 +16,10 @@ use kahawai_env::{File, Files, OpenMode};
 use kahawai_types::Location;
 use tracing::warn;
 
+use crate::FailedStep;
 use crate::format::{END_MARK, PAGE_BYTES, data_file_name};
 use crate::shared::{Shared, unpoison};
 use crate::stats::count;
-use crate::FailedStep;
 
 /// The file being made.
 pub(crate) const NEXT_FILE_NAME: &str = "db-next.tmp";

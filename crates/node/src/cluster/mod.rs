@@ -914,6 +914,10 @@ impl Lead<'_> {
                 info!("persistent work goes on");
                 unpoisoned(&stage.suspended).take();
             }
+            Wanted::Stalled(for_ms) => {
+                warn!(for_ms, "our disk flushes nothing, and a replica's does: it shall lead");
+                stage.election.tell(Event::DiskStalled);
+            }
         }
         Ok(())
     }
