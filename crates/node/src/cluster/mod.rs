@@ -502,7 +502,7 @@ impl Run {
                     .map_err(|e| NodeError::Storage(e.to_string()))?;
                 self.install(epochs).await?;
             }
-            Ended::Lost | Ended::Refused(_) => {}
+            Ended::Lost | Ended::Unfetched | Ended::Refused(_) => {}
         }
         Ok(())
     }
@@ -587,6 +587,7 @@ impl Run {
             bulk: sink,
             state: Arc::default(),
             trouble: Mutex::default(),
+            unfetched: Default::default(),
         };
         Ok(Opened { threads, copying })
     }
@@ -638,9 +639,10 @@ impl Run {
                                 error!(%reason, "this store is not taken as a replica");
                                 REDIAL_REFUSED
                             }
+                            Ended::Unfetched => copying.patience(),
                             _ => REDIAL,
                         };
-                        if matches!(ended, Ended::Lost | Ended::Refused(_)) {
+                        if matches!(ended, Ended::Lost | Ended::Unfetched | Ended::Refused(_)) {
                             tokio::time::sleep(wait).await;
                         }
                         ended
@@ -665,6 +667,7 @@ impl Run {
                             self.stage.election.tell(Event::SteppedDown(local));
                         }
                         Decision::Changed(_) => {}
+                        Decision::StorageFailed(reason) => return Err(NodeError::Storage(reason)),
                     }
                 }
                 tokio::select! {
@@ -689,7 +692,7 @@ impl Run {
                         self.stage.election.tell(Event::Local(local));
                     }
                     ended = &mut session => match ended {
-                        Ended::Lost | Ended::Refused(_) => break,
+                        Ended::Lost | Ended::Unfetched | Ended::Refused(_) => break,
                         ended => return Ok(FollowEnd::Reopen(ended)),
                     },
                 }
@@ -849,6 +852,10 @@ impl Lead<'_> {
                     Some(Decision::Changed(record)) => self.changed(*record),
                     Some(Decision::Follow { primary }) => self.run.primary = primary,
                     Some(Decision::Lead { .. }) => {}
+                    Some(Decision::StorageFailed(reason)) => {
+                        shared.gate.shut();
+                        return Err(NodeError::Storage(reason));
+                    }
                 },
                 Some(wanted) = self.wanted.recv() => self.wants(wanted).await?,
                 Some(answered) = self.proposals.1.recv() => self.answered(answered),
