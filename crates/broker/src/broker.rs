@@ -105,7 +105,7 @@ impl From<Stop> for Refusal {
         match stop {
             Stop::Refused(refusal) => refusal,
             Stop::Storage(error @ StorageError::TooLarge { .. }) => Self::Limit(error.to_string()),
-            Stop::Storage(error @ StorageError::Failed(_)) => Self::Storage(error.to_string()),
+            Stop::Storage(StorageError::Failed(reason)) => Self::Storage(reason),
         }
     }
 }

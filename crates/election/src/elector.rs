@@ -186,6 +186,7 @@ impl Elector {
                 self.has_storage_failed = true;
                 self.give_up(now, StepDownReason::StorageFailed, fx);
             }
+            Event::DiskStalled => self.give_up(now, StepDownReason::DiskStalled, fx),
             Event::PeerEpoch(epoch) => self.on_peer_epoch(now, epoch, fx),
             Event::Request { id, request } => self.on_request(now, id, request, fx),
             Event::Tick { deadline } => self.deadline = Some(deadline),

@@ -34,6 +34,9 @@ pub enum Event {
     SteppedDown(Local),
     /// A write or flush did not succeed. This process never leads again.
     StorageFailed,
+    /// A flush does not come back while a replica's do. Somebody else is to lead, at once: without a word in the record, whose
+    /// copy this node could not keep.
+    DiskStalled,
     /// A peer has promised this epoch.
     PeerEpoch(Epoch),
     /// Somebody wants something of the record.

@@ -12,7 +12,7 @@ use bytes::{Buf, BytesMut};
 use kahawai_broker::{ConnectionKey, Outcome};
 use kahawai_journal::WindowReader;
 use kahawai_message::front::{Ack, Delivery, Refusal, Request, Source, Token};
-use kahawai_message::storage::{Storage, StorageError};
+use kahawai_message::storage::Storage;
 use kahawai_stomp::{After, Closed, Connection, ConnectionOptions, Progress};
 use kahawai_types::{Lsn, Millis};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -442,7 +442,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                     self.appended = self.appended.max(*lsn);
                 }
                 if let Err(Refusal::Storage(reason)) = &result {
-                    core.check::<()>(Err(StorageError::Failed(reason.clone())));
+                    core.fail(reason.clone());
                 }
                 result
             }

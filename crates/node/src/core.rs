@@ -51,10 +51,20 @@ impl Core {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                self.failed.get_or_insert(error.to_string());
+                self.fail(match error {
+                    StorageError::Failed(reason) => reason,
+                    other => other.to_string(),
+                });
                 None
             }
         }
+    }
+
+    /// Ends the node. A connection may meet a journal that failed before the journal's thread has said so: the reason is the
+    /// journal's own, with file and cause.
+    pub fn fail(&mut self, reason: String) {
+        let journal = self.store.journal().failure();
+        self.failed.get_or_insert(journal.map_or(reason, |failed| crate::chain(&failed)));
     }
 
     /// Brings the index towards the commit position and lets the broker dispatch; `true` = there is more.

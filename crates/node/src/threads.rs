@@ -239,7 +239,7 @@ pub fn applier(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
 
 /// Reads a stored message.
 pub fn read(window: &mut WindowReader, entry: &Entry) -> Result<Message, String> {
-    let payload = window.read(entry.location, entry.size).map_err(|e| e.to_string())?;
+    let payload = window.read(entry.location, entry.size).map_err(|e| crate::chain(&e))?;
     match kahawai_kahadb::command::decode(payload).map_err(|e| e.to_string())? {
         kahawai_kahadb::command::Command::AddMessage(add)
         | kahawai_kahadb::command::Command::UpdateMessage(add) => {

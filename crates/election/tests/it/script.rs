@@ -396,6 +396,19 @@ fn what_a_lead_does_not_rest_on_does_not_end_it() {
 }
 
 #[test]
+fn a_disk_that_hangs_ends_a_lead_without_a_word_in_the_record() {
+    let mut script = Script::leading();
+    let effects = script.give(Event::DiskStalled);
+    assert_eq!(step_down(&effects), Some(&StepDownReason::DiskStalled));
+    assert!(effects.contains(&Effect::Resign), "{effects:?}");
+    assert!(
+        !effects.iter().any(|effect| matches!(effect, Effect::Cas { .. } | Effect::Save(_))),
+        "{effects:?}"
+    );
+    assert_ne!(script.elector.status(), &Status::StorageFailed, "the disk may come back");
+}
+
+#[test]
 fn after_a_storage_error_a_process_never_leads_again() {
     let mut script = Script::leading();
     assert_eq!(step_down(&script.give(Event::StorageFailed)), Some(&StepDownReason::StorageFailed));

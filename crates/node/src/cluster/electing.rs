@@ -12,7 +12,7 @@ use kahawai_election::{
 use kahawai_env::Clock;
 use kahawai_types::{Epoch, Millis};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::core::unpoisoned;
 
@@ -33,6 +33,8 @@ pub(crate) enum Decision {
     StepDown(StepDownReason),
     /// The record says this now.
     Changed(Box<ClusterRecord>),
+    /// End: what this node knows of the cluster cannot be kept.
+    StorageFailed(String),
 }
 
 /// What operators may want to know.
@@ -274,8 +276,9 @@ impl Driver {
             Effect::Save(bytes) => {
                 // A few hundred bytes, seldom; what follows may rest on it.
                 if let Err(reason) = tokio::task::block_in_place(|| (self.save)(bytes)) {
-                    warn!(%reason, "the cluster record could not be kept");
+                    error!(%reason, "the cluster record could not be kept");
                     self.election.tell(Event::StorageFailed);
+                    self.decide(Decision::StorageFailed(reason));
                 }
             }
             Effect::Lead { epoch, record, unclean } => {

@@ -507,7 +507,7 @@ impl Run {
                     .map_err(|e| NodeError::Storage(e.to_string()))?;
                 self.install(epochs).await?;
             }
-            Ended::Lost | Ended::Refused(_) => {}
+            Ended::Lost | Ended::Unfetched | Ended::Refused(_) => {}
         }
         Ok(())
     }
@@ -592,6 +592,7 @@ impl Run {
             bulk: sink,
             state: Arc::default(),
             trouble: Mutex::default(),
+            unfetched: Default::default(),
         };
         Ok(Opened { threads, copying })
     }
@@ -643,9 +644,10 @@ impl Run {
                                 error!(%reason, "this store is not taken as a replica");
                                 REDIAL_REFUSED
                             }
+                            Ended::Unfetched => copying.patience(),
                             _ => REDIAL,
                         };
-                        if matches!(ended, Ended::Lost | Ended::Refused(_)) {
+                        if matches!(ended, Ended::Lost | Ended::Unfetched | Ended::Refused(_)) {
                             tokio::time::sleep(wait).await;
                         }
                         ended
@@ -670,6 +672,7 @@ impl Run {
                             self.stage.election.tell(Event::SteppedDown(local));
                         }
                         Decision::Changed(_) => {}
+                        Decision::StorageFailed(reason) => return Err(NodeError::Storage(reason)),
                     }
                 }
                 tokio::select! {
@@ -694,7 +697,7 @@ impl Run {
                         self.stage.election.tell(Event::Local(local));
                     }
                     ended = &mut session => match ended {
-                        Ended::Lost | Ended::Refused(_) => break,
+                        Ended::Lost | Ended::Unfetched | Ended::Refused(_) => break,
                         ended => return Ok(FollowEnd::Reopen(ended)),
                     },
                 }
@@ -867,6 +870,10 @@ impl Lead<'_> {
                     Some(Decision::Changed(record)) => self.changed(*record),
                     Some(Decision::Follow { primary }) => self.run.follows(primary),
                     Some(Decision::Lead { .. }) => {}
+                    Some(Decision::StorageFailed(reason)) => {
+                        shared.gate.shut();
+                        return Err(NodeError::Storage(reason));
+                    }
                 },
                 Some(wanted) = self.wanted.recv() => self.wants(wanted).await?,
                 Some(answered) = self.proposals.1.recv() => self.answered(answered),
@@ -945,6 +952,10 @@ impl Lead<'_> {
             Wanted::Resumed => {
                 info!("persistent work goes on");
                 unpoisoned(&stage.suspended).take();
+            }
+            Wanted::Stalled(for_ms) => {
+                warn!(for_ms, "our disk flushes nothing, and a replica's does: it shall lead");
+                stage.election.tell(Event::DiskStalled);
             }
         }
         Ok(())
