@@ -6,9 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kahawai_env::{Clock, Files};
 use kahawai_journal::Chain;
-use kahawai_kdbr::{
-    EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, Secrets, SyncId, SyncManifest,
-};
+use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, SyncId, SyncManifest};
 use kahawai_replication::{
     EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing, Vitals,
 };
@@ -22,6 +20,7 @@ use super::bulk::BulkSink;
 use super::following::{FollowingThreads, Said, Work};
 use super::generation;
 use super::net::{Connected, Credentials, FrameWriter, dial};
+use super::peer_tls::Protection;
 use super::reign::boot_ms;
 
 use crate::core::unpoisoned;
@@ -45,7 +44,7 @@ pub(crate) enum Ended {
     },
     /// Files were fetched, and have to be installed on a closed store.
     Install(SyncManifest, Vec<kahawai_journal::EpochStart>),
-    /// This store does not belong to the cluster, or has what it must not have: no use in trying again soon.
+    /// This node or its store does not belong to the cluster, or has what it must not have: no use in trying again soon.
     Refused(String),
 }
 
@@ -54,7 +53,7 @@ pub(crate) struct Copying {
     pub(crate) files: Arc<dyn Files>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) identity: Arc<Mutex<Identity>>,
-    pub(crate) secrets: Secrets,
+    pub(crate) protection: Protection,
     pub(crate) address: String,
     pub(crate) clients: Vec<String>,
     pub(crate) timing: Timing,
@@ -96,7 +95,8 @@ impl Copying {
             Ok(connected) => connected,
             Err(problem) => {
                 self.trouble(address, &problem.to_string());
-                return Ended::Lost;
+                let is_lasting = problem.is_lasting();
+                return if is_lasting { Ended::Refused(problem.to_string()) } else { Ended::Lost };
             }
         };
         if let Err(problem) = self.join(connected.peer.cluster_id).await {
@@ -139,7 +139,7 @@ impl Copying {
             cluster_id: (identity.has_joined() || !is_empty).then_some(identity.cluster_id),
             replica: ReplicaId { node: identity.node_id.clone(), store: identity.store_id },
             boot: identity.boot_id,
-            secrets: self.secrets.clone(),
+            protection: self.protection.clone(),
         }
     }
 
