@@ -11,7 +11,7 @@
 //!
 //! Reading order: `format` (bytes), `scan` (walking them), `tail` (torn or damaged?), `open`, `append` (the open batch),
 //! `writer` (stamp, write, flush), `prepare` (the next file), `read` (records by location), `verify`, `journal` (all
-//! together); and for replicas `history` (chains and epochs), `sealed` (whole files), `truncate`.
+//! together), `retire` (deletion); and for replicas `history` (chains and epochs), `sealed` (whole files), `truncate`.
 //!
 //! ```text
 //! any thread       Appender ---- records ----> open batch
@@ -30,6 +30,7 @@ mod open;
 mod options;
 mod prepare;
 mod read;
+mod retire;
 mod scan;
 mod sealed;
 mod shared;
