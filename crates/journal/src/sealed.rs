@@ -178,7 +178,8 @@ fn sum_name(id: u32) -> String {
     format!("{SUMS_DIRECTORY}/db-{id}.sum")
 }
 
-fn incoming_name(id: u32) -> String {
+/// Where a data file lies while it is being received.
+pub fn incoming_name(id: u32) -> String {
     format!("{INCOMING_DIRECTORY}/{}", data_file_name(id))
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::bulk::BulkSink;
+use super::bulk::{BulkSink, history_for_peers, history_of_peer};
 use super::following::{FollowingThreads, Said, Work};
 use super::generation;
 use super::net::{Connected, Credentials, FrameWriter, dial};
@@ -165,16 +165,7 @@ impl Copying {
         let (reader, files) =
             following.with(|follower| (follower.reader(), follower.journal().files())).ok_or_else(gone)?;
         let epochs = spawn_blocking(move || reader.epochs()).await.map_err(|e| e.to_string())?;
-        let starts: Vec<EpochStart> = epochs
-            .map_err(|e| crate::chain(&e))?
-            .into_iter()
-            .filter(|start| start.epoch.0 > 0)
-            .map(|start| EpochStart {
-                epoch: start.epoch,
-                start: start.start,
-                chain_before: start.chain_before.0,
-            })
-            .collect();
+        let starts: Vec<EpochStart> = history_for_peers(epochs.map_err(|e| crate::chain(&e))?).collect();
         let first = files.first().map(|file| Location::new(file.id, 0).lsn());
         Ok(LocalLog {
             history: EpochHistory::new(starts).map_err(|e| e.to_string())?,
@@ -368,12 +359,7 @@ impl Session<'_> {
 
     fn look(&mut self, frame: &Frame) {
         let Frame::SlaveInitResponse(response) = frame else { return };
-        let known = response.epoch_history.iter().map(|start| kahawai_journal::EpochStart {
-            epoch: start.epoch,
-            start: start.start,
-            chain_before: Chain(start.chain_before),
-        });
-        self.epochs = known.collect();
+        self.epochs = history_of_peer(&response.epoch_history);
         self.generations.1 = response.unclean_generation;
     }
 
