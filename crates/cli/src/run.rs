@@ -14,7 +14,8 @@ use kahawai_election_zookeeper::{Credentials, ZookeeperProvider};
 use kahawai_env::{Clock, SystemClock};
 use kahawai_kdbr::{Secret, Secrets};
 use kahawai_node::{
-    ClusterNode, ClusterOptions, Listening, Node, NodeError, NodeOptions, Said, StompListener,
+    ClusterNode, ClusterOptions, Listening, Node, NodeError, NodeOptions, PeerTls, PeerTlsFiles, Protection,
+    Said, StompListener,
 };
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -93,6 +94,16 @@ pub struct RunArgs {
     /// File with the secret that all nodes of the cluster know; a second line is the one before it, while they change it.
     #[arg(long, value_name = "FILE")]
     kdbr_secret_file: Option<PathBuf>,
+    /// Certificate chain of this node, a PEM file: replication is over TLS then, on all nodes. The certificate names the host of
+    /// --kdbr, and the node as the URI `kdbr:///NODE_ID` or `kdbr://CLUSTER_ID/NODE_ID`; it serves at both ends of a connection.
+    #[arg(long, value_name = "FILE", alias = "kdbr-tls-certificate")]
+    kdbr_tls_cert: Option<String>,
+    /// The certificate's private key, a PEM file.
+    #[arg(long, value_name = "FILE")]
+    kdbr_tls_key: Option<String>,
+    /// CAs of all nodes' certificates, a PEM file. Whoever has a certificate of theirs for a node may replicate.
+    #[arg(long, value_name = "FILE")]
+    kdbr_tls_ca: Option<String>,
     /// Replicate in plaintext and without a secret beyond the loopback interface: the network is trusted.
     #[arg(long)]
     kdbr_insecure: bool,
@@ -164,6 +175,9 @@ fn settings(args: &RunArgs) -> Result<Settings, String> {
         node_id: args.node_id.clone(),
         kdbr: args.kdbr.clone(),
         minimum_replicas: args.minimum_replicas,
+        kdbr_tls_cert: args.kdbr_tls_cert.clone(),
+        kdbr_tls_key: args.kdbr_tls_key.clone(),
+        kdbr_tls_ca: args.kdbr_tls_ca.clone(),
     };
     settings.apply(&flags).map_err(|e| e.to_string())?;
     Ok(settings)
@@ -225,6 +239,16 @@ fn secrets(args: &RunArgs, cluster: &ClusterSettings) -> Result<Secrets, String>
     }
 }
 
+fn peer_tls(cluster: &ClusterSettings) -> Result<Option<PeerTls>, String> {
+    let Some(tls) = &cluster.tls else { return Ok(None) };
+    let files = PeerTlsFiles {
+        certificate: PathBuf::from(&tls.certificate),
+        key: PathBuf::from(&tls.key),
+        authorities: PathBuf::from(&tls.authorities),
+    };
+    PeerTls::read(&files, &cluster.node_id).map(Some).map_err(|e| e.to_string())
+}
+
 fn cluster_options(args: &RunArgs, cluster: &ClusterSettings) -> Result<ClusterOptions, String> {
     let zookeeper = &cluster.zookeeper;
     let uri = kahawai_election_zookeeper::Uri {
@@ -256,7 +280,7 @@ fn cluster_options(args: &RunArgs, cluster: &ClusterSettings) -> Result<ClusterO
         address: (!is_same || cluster.address.port != 0).then(|| format!("kdbr://{}", cluster.address)),
         minimum_replicas: cluster.minimum_replicas,
         priority: args.priority.unwrap_or(i32::try_from(cluster.priority).unwrap_or(i32::MAX)),
-        secrets: secrets(args, cluster)?,
+        protection: Protection { secrets: secrets(args, cluster)?, tls: peer_tls(cluster)? },
         insecure: args.kdbr_insecure,
         transfer_sessions: args.transfer_sessions.unwrap_or(cluster.transfer_sessions),
         sync_bytes_per_s: args.sync_bandwidth.or(cluster.sync_bytes_per_second_max).unwrap_or(0),

@@ -1,7 +1,8 @@
 use crate::address::{Address, AddressError, parse_zk, reachable};
 use crate::import::parse_node_id;
 use crate::settings::{
-    ClusterSettings, Connector, MINIMUM_REPLICAS_MAX, Protocol, Settings, TlsSettings, ZooKeeperSettings,
+    ClusterSettings, Connector, MINIMUM_REPLICAS_MAX, PeerTlsSettings, Protocol, Settings, TlsSettings,
+    ZooKeeperSettings,
 };
 
 /// Turns a connector off.
@@ -38,6 +39,12 @@ pub struct Flags {
     pub kdbr: Option<String>,
     /// `--minimum-replicas`.
     pub minimum_replicas: Option<u32>,
+    /// `--kdbr-tls-cert`: the node's certificate chain, PEM. Goes with the next two.
+    pub kdbr_tls_cert: Option<String>,
+    /// `--kdbr-tls-key`: its private key, PEM.
+    pub kdbr_tls_key: Option<String>,
+    /// `--kdbr-tls-ca`: the CAs of all nodes' certificates, PEM.
+    pub kdbr_tls_ca: Option<String>,
 }
 
 /// Why a flag cannot be followed.
@@ -136,6 +143,9 @@ impl Settings {
                     ("--kdbr", kdbr.is_some()),
                     ("--node-id", flags.node_id.is_some()),
                     ("--minimum-replicas", flags.minimum_replicas.is_some()),
+                    ("--kdbr-tls-cert", flags.kdbr_tls_cert.is_some()),
+                    ("--kdbr-tls-key", flags.kdbr_tls_key.is_some()),
+                    ("--kdbr-tls-ca", flags.kdbr_tls_ca.is_some()),
                 ];
                 return match alone.iter().find(|(_, given)| *given) {
                     Some((flag, _)) => {
@@ -153,6 +163,27 @@ impl Settings {
                 return Err(wrong("--minimum-replicas", format!("at most {MINIMUM_REPLICAS_MAX}")));
             }
             cluster.minimum_replicas = number;
+        }
+        let peer_tls = [
+            ("--kdbr-tls-cert", &flags.kdbr_tls_cert),
+            ("--kdbr-tls-key", &flags.kdbr_tls_key),
+            ("--kdbr-tls-ca", &flags.kdbr_tls_ca),
+        ];
+        match peer_tls {
+            [(_, Some(certificate)), (_, Some(key)), (_, Some(authorities))] => {
+                cluster.tls = Some(PeerTlsSettings {
+                    certificate: certificate.clone(),
+                    key: key.clone(),
+                    authorities: authorities.clone(),
+                });
+            }
+            _ => {
+                let given = peer_tls.iter().find(|(_, file)| file.is_some());
+                let missing = peer_tls.iter().find(|(_, file)| file.is_none());
+                if let (Some((given, _)), Some((missing, _))) = (given, missing) {
+                    return Err(wrong(given, format!("needs {missing}")));
+                }
+            }
         }
         if cluster.address.port == 0 && flags.node_id.is_none() {
             return Err(wrong("--kdbr", "port 0 gives the node no lasting name; add --node-id NAME"));

@@ -32,8 +32,9 @@ pub use properties::Properties;
 pub use report::report;
 pub use settings::{
     ClusterSettings, Connector, DATA_DIRECTORY, JOURNAL_FILE_BYTES_MAX, JOURNAL_FILE_BYTES_MIN,
-    MINIMUM_REPLICAS_MAX, NodeSettings, Protocol, SESSION_TIMEOUT_MS_MAX, SESSION_TIMEOUT_MS_MIN, STOMP_PORT,
-    Secret, Settings, TRANSFER_SESSIONS_MAX, TlsSettings, ZooKeeperSettings,
+    MINIMUM_REPLICAS_MAX, NodeSettings, PeerTlsSettings, Protocol, SESSION_TIMEOUT_MS_MAX,
+    SESSION_TIMEOUT_MS_MIN, STOMP_PORT, Secret, Settings, TRANSFER_SESSIONS_MAX, TlsSettings,
+    ZooKeeperSettings,
 };
 pub use verdict::{Origin, Verdict, VerdictKind};
 

@@ -29,11 +29,12 @@ pub fn report(settings: &Settings) -> String {
         line(
             &mut out,
             format_args!(
-                "node {} of the cluster {} at ZooKeeper {}; replication on {}, minimumReplicas {}",
+                "node {} of the cluster {} at ZooKeeper {}; replication on {}{}, minimumReplicas {}",
                 cluster.node_id,
                 zookeeper.path,
                 servers.join(","),
                 cluster.address,
+                if cluster.tls.is_some() { " (TLS)" } else { "" },
                 cluster.minimum_replicas
             ),
         );

@@ -171,6 +171,17 @@ pub struct TlsSettings {
     pub key: String,
 }
 
+/// The files with which nodes prove to each other who they are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerTlsSettings {
+    /// The node's certificate chain, PEM.
+    pub certificate: String,
+    /// Its private key, PEM.
+    pub key: String,
+    /// The CAs of all nodes' certificates, PEM.
+    pub authorities: String,
+}
+
 /// How a node takes part in a cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClusterSettings {
@@ -186,6 +197,8 @@ pub struct ClusterSettings {
     pub priority: u32,
     /// What nodes prove to each other that they belong together; `None`: nothing is asked.
     pub secret: Option<Secret>,
+    /// Replication over TLS; `None`: in plaintext.
+    pub tls: Option<PeerTlsSettings>,
     /// Connections of one bulk synchronisation, 1 to [`TRANSFER_SESSIONS_MAX`].
     pub transfer_sessions: u32,
     /// What all bulk synchronisations together may send; `None`: no limit.
@@ -204,6 +217,7 @@ impl ClusterSettings {
             minimum_replicas: 1,
             priority: 0,
             secret: None,
+            tls: None,
             transfer_sessions: 4,
             sync_bytes_per_second_max: None,
             zookeeper,

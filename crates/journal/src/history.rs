@@ -323,26 +323,28 @@ impl JournalReader {
         Ok(!ends_here && !begins_here)
     }
 
-    /// Records where epochs began, if one did in a data file that is about to be deleted.
-    pub(crate) fn keep_epochs_of(&self, file: u32) -> io::Result<()> {
-        if !self.has_file(file) {
+    /// Records where epochs began, if one did in data files that are about to be deleted.
+    pub(crate) fn keep_epochs_of(&self, ids: &[u32]) -> io::Result<()> {
+        let mut there = ids.iter().copied().filter(|&id| self.has_file(id)).peekable();
+        if there.peek().is_none() {
             return Ok(());
         }
         let recorded = recorded_epochs(&self.shared.files)?;
-        let epochs = match self.is_within_epoch(file, &recorded) {
-            Ok(true) => return Ok(()),
-            Ok(false) => self.epochs(),
-            Err(error) => Err(error),
-        };
-        let epochs = match epochs {
+        let outside = there.find_map(|id| match self.is_within_epoch(id, &recorded) {
+            Ok(true) => None,
+            Ok(false) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        });
+        let Some(outside) = outside else { return Ok(()) };
+        let epochs = match outside.and_then(|()| self.epochs()) {
             Ok(epochs) => epochs,
             Err(error) => {
                 // A replica may have to copy more for it; the space is wanted all the same.
-                warn!(%error, file, "where epochs began could not be recorded");
+                warn!(%error, "where epochs began could not be recorded");
                 return Ok(());
             }
         };
-        let mut here = epochs.iter().filter(|start| start.start.file() == file);
+        let mut here = epochs.iter().filter(|start| ids.contains(&start.start.file()));
         if here.all(|start| recorded.contains(start)) {
             return Ok(());
         }

@@ -7,10 +7,10 @@ use kahawai_env::Files;
 use kahawai_types::{BootId, ClusterId, Epoch, Lsn, NodeId, StoreId};
 
 use crate::append::{Core, State};
-use crate::format::{Chain, EpochMarker, NODE_ID_BYTES_MAX, data_file_name};
+use crate::format::{Chain, EpochMarker, NODE_ID_BYTES_MAX};
+use crate::history::EPOCHS_FILE;
 use crate::prepare::NextFile;
-use crate::scan::Catalog;
-use crate::sealed::forget_sum;
+use crate::retire::{self, TOGETHER_MAX};
 use crate::shared::{Shared, unpoison};
 use crate::{
     AppendError, Appended, Appender, DataFile, JournalFailed, JournalOptions, JournalReader, JournalStats,
@@ -189,27 +189,32 @@ impl Journal {
         self.shared.note_commit(commit);
     }
 
-    /// Deletes a data file, durably. `false` if there is no such file. Readers that are in it finish undisturbed. If an epoch
-    /// began in it, that is recorded first.
+    /// Deletes data files, durably, with a few flushes however many they are. Those that are not there are no matter. Readers
+    /// that are in one finish undisturbed. If an epoch began in one, that is recorded first.
     ///
-    /// After a crash half way the file is there or not.
-    pub fn retire(&self, file: u32) -> Result<bool, RetireError> {
+    /// After a crash half way the next start has all of them, or none; of very many, ever more of the older ones are gone. After
+    /// an error any may be gone, but no newer one before an older one: to be asked for again.
+    pub fn retire(&self, files: impl IntoIterator<Item = u32>) -> Result<(), RetireError> {
+        let mut ids: Vec<u32> = files.into_iter().collect();
+        ids.sort_unstable();
+        ids.dedup();
         let end = self.shared.durable();
-        if file >= end.file() {
+        if let Some(&file) = ids.iter().find(|&&file| file >= end.file()) {
             return Err(RetireError::InUse { file, end });
         }
-        let failed = |source| RetireError::Io { file: self.shared.describe(file), source };
-        self.reader().keep_epochs_of(file).map_err(failed)?;
-        let was_used = unpoison(self.shared.used.write()).remove(&file);
-        self.shared.forget_handle(file);
-        forget_sum(&self.shared.files, file).map_err(failed)?;
-        let name = data_file_name(file);
-        match self.shared.files.remove(&name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(was_used),
-            removed => removed.map_err(failed)?,
+        let failed = |(name, source): (String, io::Error)| RetireError::Io {
+            file: self.shared.files.describe(&name),
+            source,
+        };
+        for together in ids.chunks(TOGETHER_MAX) {
+            let kept = self.reader().keep_epochs_of(together);
+            kept.map_err(|source| failed((EPOCHS_FILE.to_owned(), source)))?;
+            // All at once: who lists files to copy them does not name one that goes in a moment.
+            unpoison(self.shared.used.write()).retain(|id| together.binary_search(id).is_err());
+            together.iter().for_each(|&id| self.shared.forget_handle(id));
+            retire::remove(&self.shared.files, together).map_err(failed)?;
         }
-        self.shared.files.sync_directory("").map_err(failed)?;
-        Ok(true)
+        Ok(())
     }
 
     /// The data files with batches, ascending. Files that vanish meanwhile are left out.

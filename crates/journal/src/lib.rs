@@ -11,7 +11,7 @@
 //!
 //! Reading order: `format` (bytes), `scan` (walking them), `tail` (torn or damaged?), `open`, `append` (the open batch),
 //! `writer` (stamp, write, flush), `prepare` (the next file), `read` (records by location), `verify`, `journal` (all
-//! together); and for replicas `history` (chains and epochs), `sealed` (whole files), `truncate`.
+//! together), `retire` (deletion); and for replicas `history` (chains and epochs), `sealed` (whole files), `truncate`.
 //!
 //! ```text
 //! any thread       Appender ---- records ----> open batch
@@ -30,6 +30,7 @@ mod open;
 mod options;
 mod prepare;
 mod read;
+mod retire;
 mod scan;
 mod sealed;
 mod shared;
@@ -54,8 +55,8 @@ pub use prepare::Preparer;
 pub use read::{JournalReader, ReadError, WindowReader};
 pub use scan::{BatchView, Batches, Record, Records};
 pub use sealed::{
-    INCOMING_DIRECTORY, InstallError, Installed, SUMS_DIRECTORY, SealedFile, VerifyError, install,
-    sealed_files, verify_file,
+    INCOMING_DIRECTORY, InstallError, Installed, SUMS_DIRECTORY, SealedFile, VerifyError, incoming_name,
+    install, sealed_files, verify_file,
 };
 pub use stats::{FLUSH_BUCKETS, JournalStats};
 pub use tail::Evidence;

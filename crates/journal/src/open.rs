@@ -158,6 +158,11 @@ pub(crate) fn open(
     if !(FILE_BYTES_MIN..=FILE_BYTES_MAX).contains(&options.file_bytes_max) {
         return Err(OpenError::FileBytes { bytes: options.file_bytes_max });
     }
+    crate::retire::finish(files).map_err(|(name, source)| OpenError::Io {
+        file: files.describe(&name),
+        action: "finish a deletion",
+        source,
+    })?;
     crate::truncate::finish(files)?;
     let mut opening = Opening { files, handles: BTreeMap::new() };
     let names = files.list("").map_err(opening.failed("", "list"))?;

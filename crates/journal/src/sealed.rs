@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::aside::read_small_file;
 use crate::format::{Chain, END_MARK, FILE_BYTES_LIMIT, Problem, data_file_id, data_file_name};
 use crate::history::{EPOCHS_FILE, Head, failed, head};
+use crate::retire::RETIRING_FILE;
 use crate::scan::{Catalog, Directory, EndKind, FileScan, Links, Step};
 use crate::truncate::{CUT_FILE, clear_intent};
 use crate::{JournalReader, ReadError};
@@ -177,7 +178,8 @@ fn sum_name(id: u32) -> String {
     format!("{SUMS_DIRECTORY}/db-{id}.sum")
 }
 
-fn incoming_name(id: u32) -> String {
+/// Where a data file lies while it is being received.
+pub fn incoming_name(id: u32) -> String {
     format!("{INCOMING_DIRECTORY}/{}", data_file_name(id))
 }
 
@@ -389,6 +391,8 @@ pub fn install(files: &Arc<dyn Files>, manifest: &[SealedFile]) -> Result<Instal
     }
     let surplus: Vec<u32> =
         directory.ids.iter().copied().filter(|&id| !manifest.iter().any(|sealed| sealed.id == id)).collect();
+    // The manifest says what stays.
+    crate::retire::forget(files).map_err(io(RETIRING_FILE, "remove"))?;
     if incoming.is_empty() && surplus.is_empty() {
         return Ok(Installed::default());
     }

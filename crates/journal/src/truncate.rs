@@ -87,6 +87,7 @@ pub fn truncate(
         let file = files.describe(name);
         move |source| TruncateError::Io { file, action, source }
     };
+    crate::retire::finish(files).map_err(|(name, source)| io(&name, "finish a deletion")(source))?;
     let directory = Directory::list(files.clone()).map_err(io("", "list"))?;
     if directory.ids.contains(&to.file()) {
         // As at opening: believed is what the disk has, not what the cache shows.

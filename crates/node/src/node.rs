@@ -98,8 +98,8 @@ pub enum NodeError {
     Election(String),
     /// Anybody could read the journal.
     #[error(
-        "{address} is not on the loopback interface and nothing protects it: give --kdbr-secret-file, or say --kdbr-insecure \
-         if the network may be trusted"
+        "{address} is not on the loopback interface and nothing protects it: give --kdbr-tls-cert, --kdbr-tls-key and \
+         --kdbr-tls-ca, or at least --kdbr-secret-file, or say --kdbr-insecure if the network may be trusted"
     )]
     Insecure {
         /// The replication listener's address.

@@ -131,15 +131,15 @@ impl Written {
 }
 
 /// Deletes data files that are not needed any more, and tells of each that is gone.
-pub fn retire(journal: &Journal, files: impl IntoIterator<Item = u32>, mut gone: impl FnMut(u32)) {
-    for file in files {
-        match journal.retire(file) {
-            Ok(_) => {
-                info!(file, "data file deleted");
-                gone(file);
-            }
-            Err(error) => warn!(file, %error, "data file could not be deleted"),
+pub fn retire(journal: &Journal, files: impl IntoIterator<Item = u32>, gone: impl FnMut(u32)) {
+    let files: Vec<u32> = files.into_iter().collect();
+    match journal.retire(files.iter().copied()) {
+        Ok(()) if files.is_empty() => {}
+        Ok(()) => {
+            info!(?files, "data files deleted");
+            files.into_iter().for_each(gone);
         }
+        Err(error) => warn!(?files, error = crate::chain(&error), "data files could not be deleted"),
     }
 }
 

@@ -19,22 +19,34 @@ pub struct TlsError {
     pub reason: String,
 }
 
-/// An acceptor for the certificate chain and key of two PEM files.
-pub fn acceptor(certificates: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
-    let wrong = |file: &Path| {
-        let file = file.display().to_string();
-        move |reason: String| TlsError { file, reason }
-    };
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificates)
-        .and_then(Iterator::collect)
-        .map_err(|e| wrong(certificates)(e.to_string()))?;
-    if chain.is_empty() {
-        return Err(wrong(certificates)("there is no certificate in it".into()));
+impl TlsError {
+    pub(crate) fn new(file: &Path, reason: impl ToString) -> Self {
+        Self { file: file.display().to_string(), reason: reason.to_string() }
     }
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong(key)(e.to_string()))?;
+}
+
+/// The certificates of a PEM file, at least one.
+pub(crate) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect)
+        .map_err(|error| TlsError::new(file, error))?;
+    match found.is_empty() {
+        true => Err(TlsError::new(file, "there is no certificate in it")),
+        false => Ok(found),
+    }
+}
+
+/// The private key of a PEM file.
+pub(crate) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(file).map_err(|error| TlsError::new(file, error))
+}
+
+/// An acceptor for the certificate chain and key of two PEM files.
+pub fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+    let (shown, private) = (certificates(chain)?, private_key(key)?);
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
-        .map_err(|e| wrong(certificates)(e.to_string()))?;
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(shown, private))
+        .map_err(|error| TlsError::new(chain, error))?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

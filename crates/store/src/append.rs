@@ -195,7 +195,7 @@ impl Store {
     }
 
     /// Data files whose deletion has been committed, to be deleted with [`Journal::retire`] outside of any lock. Then
-    /// [`Store::retired`] is told. A restart in between asks again.
+    /// [`Store::retired`] is told of each. A restart in between asks again.
     pub fn to_retire(&self) -> Vec<u32> {
         self.state.collected.iter().copied().filter(|&file| !self.early.holds(file)).collect()
     }

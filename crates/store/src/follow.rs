@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use kahawai_env::{Entropy, Files};
-use kahawai_journal::{
-    BatchView, EpochError, Journal, JournalReader, NewEpoch, Preparer, Records, RetireError, Writer,
-};
+use kahawai_journal::{BatchView, EpochError, Journal, JournalReader, NewEpoch, Preparer, Records, Writer};
 use kahawai_message::TransactionId;
 use kahawai_message::storage::StorageError;
 use kahawai_types::{Epoch, Lsn};
@@ -120,13 +118,10 @@ impl Follower {
             follower.index.write(checkpoint)?;
             follower.finish_checkpoint(header);
         }
-        for file in follower.to_retire() {
-            if existing.contains(&file) {
-                follower.journal.retire(file).map_err(|error: RetireError| OpenError::Io {
-                    path: files.describe(""),
-                    source: std::io::Error::other(error.to_string()),
-                })?;
-            }
+        let retired = follower.to_retire();
+        let there = retired.iter().copied().filter(|file| existing.contains(file));
+        follower.journal.retire(there)?;
+        for file in retired {
             follower.state.files.forget(file);
             follower.retired(file);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kahawai_env::{Entropy, Files};
 use kahawai_journal::{
     BatchView, Batches, Journal, JournalOptions, JournalReader, KnownPositions, NewEpoch, Preparer, Recovery,
-    Writer,
+    RetireError, Writer,
 };
 use kahawai_message::TransactionId;
 use kahawai_message::storage::StorageError;
@@ -75,6 +75,9 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+    /// A data file that is not needed any more could not be deleted.
+    #[error(transparent)]
+    Retire(#[from] RetireError),
     /// Not a store of ours.
     #[error("{path} is {what}; {advice}")]
     Unsuitable {
@@ -498,10 +501,9 @@ pub fn open(
     if early {
         store.checkpoint_now()?;
     }
-    for file in store.to_retire() {
-        if existing.contains(&file) {
-            store.journal.retire(file).map_err(|e| io(io::Error::other(e.to_string())))?;
-        }
+    let retired = store.to_retire();
+    store.journal.retire(retired.iter().copied().filter(|file| existing.contains(file)))?;
+    for file in retired {
         store.state.files.forget(file);
         store.retired(file);
     }

@@ -72,6 +72,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("redb", &["store"]),
     ("prost", &["kdbr"]),
     ("roxmltree", &["config"]),
+    ("rustls-webpki", &["node"]),
     ("tokio", &["admin", "cli", "election-zookeeper", "node"]),
     ("tokio-rustls", &["admin", "cli", "node"]),
     ("zookeeper-client", &["election-zookeeper"]),

@@ -6,8 +6,8 @@ use crate::address::{Address, parse_kdbr, parse_zk};
 use crate::location;
 use crate::page::{Element, Vocabulary};
 use crate::settings::{
-    ClusterSettings, MINIMUM_REPLICAS_MAX, SESSION_TIMEOUT_MS_MAX, SESSION_TIMEOUT_MS_MIN, Secret, Settings,
-    TRANSFER_SESSIONS_MAX, ZooKeeperSettings,
+    ClusterSettings, MINIMUM_REPLICAS_MAX, PeerTlsSettings, SESSION_TIMEOUT_MS_MAX, SESSION_TIMEOUT_MS_MIN,
+    Secret, Settings, TRANSFER_SESSIONS_MAX, ZooKeeperSettings,
 };
 use crate::value;
 use crate::verdict::VerdictKind;
@@ -102,6 +102,7 @@ fn read_replication(
     let mut minimum_replicas = None;
     let mut priority = None;
     let mut secret = None;
+    let (mut certificate, mut key, mut authorities) = (None, None, None);
     let mut transfer_sessions = None;
     let mut sync_bytes_per_second_max = None;
     for attribute in element.attributes() {
@@ -125,6 +126,9 @@ fn read_replication(
                 priority = sink.setting(element, attribute, |text| value::number(text, 0..=u32::MAX))
             }
             "secret" => secret = sink.secret(element, attribute),
+            "tlsCertificate" => certificate = sink.setting(element, attribute, value::text),
+            "tlsKey" => key = sink.setting(element, attribute, value::text),
+            "tlsAuthorities" => authorities = sink.setting(element, attribute, value::text),
             "transferSessions" => {
                 transfer_sessions =
                     sink.setting(element, attribute, |text| value::number(text, 1..=TRANSFER_SESSIONS_MAX));
@@ -143,6 +147,19 @@ fn read_replication(
             "uri is missing; write uri=\"kdbr://HOST:PORT\", where the other nodes reach this one",
         );
     }
+    let tls = match (certificate, key, authorities) {
+        (Some(certificate), Some(key), Some(authorities)) => {
+            Some(PeerTlsSettings { certificate, key, authorities })
+        }
+        (None, None, None) => None,
+        // One of them may be there, and refused already.
+        _ => {
+            if sink.nothing_refused() {
+                sink.refused(element, "tlsCertificate, tlsKey and tlsAuthorities belong together");
+            }
+            None
+        }
+    };
     let zookeeper = read_cluster(element, sink);
     let mut cluster = ClusterSettings::new(address?, zookeeper?);
     cluster.listen = listen.unwrap_or(cluster.listen);
@@ -150,6 +167,7 @@ fn read_replication(
     cluster.minimum_replicas = minimum_replicas.unwrap_or(cluster.minimum_replicas);
     cluster.priority = priority.unwrap_or(cluster.priority);
     cluster.secret = secret.filter(|secret: &Secret| !secret.expose().is_empty());
+    cluster.tls = tls;
     cluster.transfer_sessions = transfer_sessions.unwrap_or(cluster.transfer_sessions);
     cluster.sync_bytes_per_second_max = sync_bytes_per_second_max;
     if cluster.address.port == 0 {

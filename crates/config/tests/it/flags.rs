@@ -81,10 +81,18 @@ fn flags_change_the_cluster_of_a_file() {
         cluster: some("zk://a,b/other"),
         kdbr: some("host:60009"),
         minimum_replicas: Some(0),
+        kdbr_tls_cert: some("c.pem"),
+        kdbr_tls_key: some("k.pem"),
+        kdbr_tls_ca: some("a.pem"),
         ..Flags::default()
     };
     settings.apply(&flags).unwrap();
     let cluster = settings.cluster.unwrap();
+    let tls = cluster.tls.as_ref().unwrap();
+    assert_eq!(
+        (tls.certificate.as_str(), tls.key.as_str(), tls.authorities.as_str()),
+        ("c.pem", "k.pem", "a.pem")
+    );
     assert_eq!((cluster.zookeeper.servers.len(), cluster.zookeeper.path.as_str()), (2, "/other"));
     assert_eq!(
         (cluster.node_id.0.as_str(), cluster.listen.to_string().as_str()),
@@ -107,6 +115,17 @@ fn flags_that_cannot_be_followed_are_named() {
         (Flags { kdbr: some("h:1"), ..none() }, "--kdbr: needs --cluster"),
         (Flags { kdbr: some("0.0.0.0:1"), ..none() }, "--kdbr: 0.0.0.0:1 cannot be reached"),
         (Flags { node_id: some("a"), ..none() }, "--node-id: needs --cluster"),
+        (Flags { kdbr_tls_ca: some("a"), ..none() }, "--kdbr-tls-ca: needs --cluster"),
+        (
+            Flags {
+                cluster: some("zk://h/x"),
+                kdbr: some("h:1"),
+                kdbr_tls_cert: some("c"),
+                kdbr_tls_ca: some("a"),
+                ..none()
+            },
+            "--kdbr-tls-cert: needs --kdbr-tls-key",
+        ),
         (Flags { minimum_replicas: Some(1), ..none() }, "--minimum-replicas: needs --cluster"),
         (
             Flags { cluster: some("zk://h/x"), kdbr: some("h:0"), ..none() },

@@ -129,6 +129,7 @@ fn what_our_files_mention_is_known() {
     let ha = OUR_HA.replace(
         "minimumReplicas=\"${",
         "nodeId=\"a\" bind=\"0.0.0.0:60001\" priority=\"7\" secret=\"s\" transferSessions=\"4\" syncBandwidth=\"20 mb\" \
+         tlsCertificate=\"c.pem\" tlsKey=\"k.pem\" tlsAuthorities=\"a.pem\" \
          minimumReplicas=\"${",
     );
     let ha = ha.replace("userid=", "sessionTimeout=\"15000\" userid=");
@@ -143,6 +144,7 @@ fn what_our_files_mention_is_known() {
     assert_eq!(cluster.listen, address("0.0.0.0", 60001));
     assert_eq!((cluster.priority, cluster.transfer_sessions), (7, 4));
     assert_eq!(cluster.secret, Some(Secret::new("s")));
+    assert_eq!(cluster.tls.as_ref().map(|tls| tls.authorities.as_str()), Some("a.pem"));
     assert_eq!(cluster.sync_bytes_per_second_max, Some(20 << 20));
     assert_eq!(cluster.zookeeper.session_timeout_ms, 15_000);
     assert_eq!(settings.node.prioritised, ["ORDERS.>"]);

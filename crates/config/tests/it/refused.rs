@@ -314,3 +314,12 @@ fn entities_and_large_files_are_refused() {
     check(&[("a.xml", &large)], &["more than the 4194304 of a configuration file"]);
     check(&[("conf/ha.xml", HA), ("conf/ha-broker.xml", &large)], &["conf/ha-broker.xml: "]);
 }
+
+#[test]
+fn one_file_of_three_is_no_tls() {
+    check_ha(
+        "minimumReplicas=",
+        "tlsCertificate=\"c.pem\" tlsKey=\"k.pem\" minimumReplicas=",
+        &["tlsCertificate, tlsKey and tlsAuthorities belong together"],
+    );
+}

@@ -82,8 +82,8 @@ fn the_chain_is_known_between_two_batches_and_nowhere_else() {
         // The file is still written to: its end is not yet where the next one begins.
         assert_eq!(reader.chain_at(Location::new(end.file() + 1, 0).lsn()).unwrap(), None);
         assert!(end.file() > 3, "only {} files", end.file());
-        life.journal.retire(1).unwrap();
-        life.journal.retire(2).unwrap();
+        life.journal.retire([1]).unwrap();
+        life.journal.retire([2]).unwrap();
         for (at, chain) in boundaries(&batches).into_iter().filter(|(at, _)| at.file() < 4) {
             let known = if at.file() == 3 { Some(chain) } else { None };
             let known = if at <= Location::new(1, 0).lsn() { Some(Chain::default()) } else { known };
@@ -107,7 +107,7 @@ fn the_epochs_are_those_of_the_markers_even_when_their_files_are_gone() {
         let mut left: Vec<u32> = (1..last).collect();
         while !left.is_empty() {
             let file = left.remove(random.below(left.len() as u64) as usize);
-            life.journal.retire(file).unwrap();
+            life.journal.retire([file]).unwrap();
             assert_eq!(reader.epochs().unwrap(), expected, "without {file}");
         }
         let again = Life::begin(&life.files.kill().fork(), options(), KnownPositions::default()).unwrap();
@@ -228,7 +228,7 @@ fn a_received_file_is_what_was_announced_or_refused() {
 fn installing_survives_a_crash_at_any_operation() {
     let (life, memory) = written(10, 3);
     let reader = life.journal.reader();
-    life.journal.retire(2).unwrap();
+    life.journal.retire([2]).unwrap();
     let manifest = reader.sealed_files(reader.durable_end()).unwrap();
     let active = walk(&life.journal).unwrap();
     let chain = active.iter().rfind(|batch| batch.lsn.file() == manifest.last().unwrap().id).unwrap().chain;

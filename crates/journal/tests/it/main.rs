@@ -9,4 +9,5 @@ mod foreign;
 mod history;
 mod model;
 mod replica;
+mod retire;
 mod truncate;

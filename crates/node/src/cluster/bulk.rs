@@ -13,10 +13,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kahawai_env::{Clock, Entropy, File, Files, OpenMode, OsEntropy, read_full_at};
-use kahawai_journal::{Chain, INCOMING_DIRECTORY, JournalReader, SealedFile, verify_file};
+use kahawai_journal::{
+    Chain, INCOMING_DIRECTORY, JournalReader, SealedFile, incoming_name, read_small_file, replace_file,
+    verify_file,
+};
 use kahawai_kdbr::{
-    CHUNK_BYTES_MAX, Decoder, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse,
-    Frame, MANIFEST_FILES_MAX, ManifestFile, Role, SyncId, SyncManifest, TransferStatus,
+    CHUNK_BYTES_MAX, Decoder, EpochStart, ErrorCode, ErrorFrame, FRAME_HEAD_BYTES, FileChunk, FileKind,
+    FileTransfer, FileTransferResponse, Frame, HEADER_BYTES_MAX, MANIFEST_FILES_MAX, ManifestFile, Role,
+    SyncId, SyncManifest, TransferStatus,
 };
 use kahawai_replication::sync::{
     CHUNK_BYTES, FileIdentity, FileKey, Leases, Progress, Range, Resume, TokenBucket, Transfers,
@@ -296,6 +300,28 @@ pub(crate) fn sealed(manifest: &SyncManifest) -> Vec<SealedFile> {
         .collect()
 }
 
+/// Where epochs began, as peers are told. What ActiveMQ wrote is nobody's epoch.
+pub(crate) fn history_for_peers(
+    epochs: impl IntoIterator<Item = kahawai_journal::EpochStart>,
+) -> impl Iterator<Item = EpochStart> {
+    let ours = epochs.into_iter().filter(|start| start.epoch.0 > 0);
+    ours.map(|start| EpochStart {
+        epoch: start.epoch,
+        start: start.start,
+        chain_before: start.chain_before.0,
+    })
+}
+
+/// Where epochs began, as a peer says.
+pub(crate) fn history_of_peer(epochs: &[EpochStart]) -> Vec<kahawai_journal::EpochStart> {
+    let starts = epochs.iter().map(|start| kahawai_journal::EpochStart {
+        epoch: start.epoch,
+        start: start.start,
+        chain_before: Chain(start.chain_before),
+    });
+    starts.collect()
+}
+
 /// How a replica's synchronisation is, for its status and its lease.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SinkProgress {
@@ -345,10 +371,6 @@ impl Log {
         self.end += bytes.len() as u64;
         Ok(())
     }
-}
-
-fn incoming(key: FileKey) -> String {
-    format!("{INCOMING_DIRECTORY}/{}", kahawai_journal::data_file_name(key.id))
 }
 
 impl BulkSink {
@@ -486,7 +508,7 @@ impl BulkSink {
             let Some(identity) = complete.iter().find(|identity| identity.key.id == file.id) else {
                 continue;
             };
-            let path = incoming(identity.key);
+            let path = incoming_name(identity.key.id);
             if let Err(problem) = verify_file(&self.files, &path, &file) {
                 warn!(file = file.id, %problem, "a received file is not what was announced");
                 let mut out = BytesMut::new();
@@ -624,7 +646,7 @@ impl Fetching {
 }
 
 fn open_incoming(files: &Arc<dyn Files>, key: FileKey) -> io::Result<Arc<dyn File>> {
-    let name = incoming(key);
+    let name = incoming_name(key.id);
     let is_new = !files.exists(&name)?;
     let file = files.open(&name, OpenMode::Write)?;
     if is_new {
@@ -663,25 +685,18 @@ impl From<io::Error> for Trouble {
     }
 }
 
-/// Remembers what is about to be installed: a crash half way is finished with it.
+/// Remembers what is about to be installed: a crash half way is finished with it. A crash in here leaves nothing, or all of it.
 pub(crate) fn keep_manifest(files: &Arc<dyn Files>, manifest: &SyncManifest) -> io::Result<()> {
     let mut out = BytesMut::new();
     Frame::SyncManifest(manifest.clone()).encode(&mut out);
-    let file = files.open(MANIFEST_FILE, OpenMode::Write)?;
-    file.set_len(0)?;
-    file.write_at(&out, 0)?;
-    file.sync_all()?;
-    files.sync_directory(INCOMING_DIRECTORY)
+    replace_file(files, MANIFEST_FILE, &out)
 }
 
 /// What was being installed when the process ended.
 pub(crate) fn kept_manifest(files: &Arc<dyn Files>) -> io::Result<Option<SyncManifest>> {
-    if !files.exists(MANIFEST_FILE)? {
-        return Ok(None);
-    }
-    let file = files.open(MANIFEST_FILE, OpenMode::Read)?;
-    let mut bytes = BytesMut::zeroed(usize::try_from(file.len()?).unwrap_or(0));
-    read_full_at(&*file, &mut bytes, 0)?;
+    let kept = read_small_file(files, MANIFEST_FILE, FRAME_HEAD_BYTES + HEADER_BYTES_MAX)?;
+    let Some(kept) = kept else { return Ok(None) };
+    let mut bytes = BytesMut::from(&kept[..]);
     let mut decoder = Decoder::default();
     decoder.authenticated();
     match decoder.decode(&mut bytes) {
@@ -698,4 +713,70 @@ pub(crate) fn forget(files: &Arc<dyn Files>) -> io::Result<()> {
         }
     }
     files.sync_directory(INCOMING_DIRECTORY)
+}
+
+#[cfg(test)]
+mod tests {
+    use kahawai_testkit::MemoryFiles;
+    use kahawai_types::Lsn;
+
+    use super::*;
+
+    fn manifest() -> SyncManifest {
+        let file = |id| ManifestFile {
+            kind: FileKind::Journal,
+            id,
+            length: 100,
+            first_epoch: Epoch(1),
+            start_chain: 7,
+            end_chain: 8,
+        };
+        SyncManifest {
+            epoch: Epoch(2),
+            sync_id: SyncId(3),
+            files: (1..200).map(file).collect(),
+            stream_start: Lsn(9),
+            commit: Lsn(9),
+            total_bytes: 19_900,
+            lease_ms: LEASE_MS,
+            sessions_max: 4,
+        }
+    }
+
+    /// A start that finds half a manifest would not know what it was doing.
+    #[test]
+    fn a_manifest_is_kept_as_a_whole_or_not_at_all() {
+        let (mut none, mut whole) = (0, 0);
+        for seed in 0..20 {
+            for stop in 0.. {
+                let memory = MemoryFiles::new();
+                let files: Arc<dyn Files> = Arc::new(memory.clone());
+                memory.die_after(stop);
+                let done = keep_manifest(&files, &manifest()).is_ok();
+                let after: Arc<dyn Files> = Arc::new(memory.crash(seed * 100 + stop));
+                let kept = kept_manifest(&after).expect("readable");
+                assert!(kept.as_ref().is_none_or(|kept| *kept == manifest()), "seed {seed}, stop {stop}");
+                none += usize::from(kept.is_none());
+                whole += usize::from(kept.is_some());
+                if done {
+                    assert!(kept.is_some(), "seed {seed}");
+                    forget(&after).expect("forgotten");
+                    assert_eq!(kept_manifest(&after).expect("readable"), None);
+                    break;
+                }
+            }
+        }
+        assert!(none > 0 && whole > 20, "{none} times nothing, {whole} times all");
+    }
+
+    #[test]
+    fn a_history_comes_back_without_what_activemq_wrote() {
+        let start = |epoch| kahawai_journal::EpochStart {
+            epoch: Epoch(epoch),
+            start: Lsn(epoch * 10),
+            chain_before: Chain(epoch * 100),
+        };
+        let told: Vec<EpochStart> = history_for_peers([start(0), start(3), start(4)]).collect();
+        assert_eq!(history_of_peer(&told), [start(3), start(4)]);
+    }
 }

@@ -7,9 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kahawai_env::{Clock, Files};
 use kahawai_journal::Chain;
-use kahawai_kdbr::{
-    EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, Secrets, SyncId, SyncManifest,
-};
+use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, SyncId, SyncManifest};
 use kahawai_replication::{
     EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing, Vitals,
 };
@@ -19,10 +17,11 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::bulk::BulkSink;
+use super::bulk::{BulkSink, history_for_peers, history_of_peer};
 use super::following::{FollowingThreads, Said, Work};
 use super::generation;
 use super::net::{Connected, Credentials, FrameWriter, dial};
+use super::peer_tls::Protection;
 use super::reign::boot_ms;
 
 use crate::core::unpoisoned;
@@ -52,7 +51,7 @@ pub(crate) enum Ended {
     },
     /// Files were fetched, and have to be installed on a closed store.
     Install(SyncManifest, Vec<kahawai_journal::EpochStart>),
-    /// This store does not belong to the cluster, or has what it must not have: no use in trying again soon.
+    /// This node or its store does not belong to the cluster, or has what it must not have: no use in trying again soon.
     Refused(String),
 }
 
@@ -61,7 +60,7 @@ pub(crate) struct Copying {
     pub(crate) files: Arc<dyn Files>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) identity: Arc<Mutex<Identity>>,
-    pub(crate) secrets: Secrets,
+    pub(crate) protection: Protection,
     pub(crate) address: String,
     pub(crate) clients: Vec<String>,
     pub(crate) timing: Timing,
@@ -112,7 +111,8 @@ impl Copying {
             Ok(connected) => connected,
             Err(problem) => {
                 self.trouble(address, &problem.to_string());
-                return Ended::Lost;
+                let is_lasting = problem.is_lasting();
+                return if is_lasting { Ended::Refused(problem.to_string()) } else { Ended::Lost };
             }
         };
         if let Err(problem) = self.join(connected.peer.cluster_id).await {
@@ -155,7 +155,7 @@ impl Copying {
             cluster_id: (identity.has_joined() || !is_empty).then_some(identity.cluster_id),
             replica: ReplicaId { node: identity.node_id.clone(), store: identity.store_id },
             boot: identity.boot_id,
-            secrets: self.secrets.clone(),
+            protection: self.protection.clone(),
         }
     }
 
@@ -181,16 +181,7 @@ impl Copying {
         let (reader, files) =
             following.with(|follower| (follower.reader(), follower.journal().files())).ok_or_else(gone)?;
         let epochs = spawn_blocking(move || reader.epochs()).await.map_err(|e| e.to_string())?;
-        let starts: Vec<EpochStart> = epochs
-            .map_err(|e| crate::chain(&e))?
-            .into_iter()
-            .filter(|start| start.epoch.0 > 0)
-            .map(|start| EpochStart {
-                epoch: start.epoch,
-                start: start.start,
-                chain_before: start.chain_before.0,
-            })
-            .collect();
+        let starts: Vec<EpochStart> = history_for_peers(epochs.map_err(|e| crate::chain(&e))?).collect();
         let first = files.first().map(|file| Location::new(file.id, 0).lsn());
         Ok(LocalLog {
             history: EpochHistory::new(starts).map_err(|e| e.to_string())?,
@@ -386,12 +377,7 @@ impl Session<'_> {
 
     fn look(&mut self, frame: &Frame) {
         let Frame::SlaveInitResponse(response) = frame else { return };
-        let known = response.epoch_history.iter().map(|start| kahawai_journal::EpochStart {
-            epoch: start.epoch,
-            start: start.start,
-            chain_before: Chain(start.chain_before),
-        });
-        self.epochs = known.collect();
+        self.epochs = history_of_peer(&response.epoch_history);
         self.generations.1 = response.unclean_generation;
     }
 

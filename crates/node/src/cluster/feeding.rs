@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 
-use super::bulk::BulkSource;
+use super::bulk::{BulkSource, history_for_peers};
 use super::electing::Election;
 use super::net::{Connected, FrameReader, FrameWriter, NetError};
 use super::reign::{Reign, boot_ms};
@@ -156,15 +156,8 @@ async fn log(feeding: &Feeding) -> Result<PrimaryLog, (ErrorCode, String)> {
         (None, Some((start, chain))) if start.file() == contiguous_from && start.offset() == 0 => chain,
         (None, _) => return Err(busy(format!("the chain before data file {contiguous_from} is not known"))),
     };
-    let mut starts: Vec<EpochStart> = epochs
-        .into_iter()
-        .filter(|start| start.epoch < reign.epoch && start.epoch.0 > 0)
-        .map(|start| EpochStart {
-            epoch: start.epoch,
-            start: start.start,
-            chain_before: start.chain_before.0,
-        })
-        .collect();
+    let mut starts: Vec<EpochStart> =
+        history_for_peers(epochs).filter(|start| start.epoch < reign.epoch).collect();
     if let Some((start, chain_before)) = sealed.marker {
         starts.push(EpochStart { epoch: reign.epoch, start, chain_before });
     }

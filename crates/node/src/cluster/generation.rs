@@ -6,22 +6,21 @@
 use std::io;
 use std::sync::Arc;
 
-use kahawai_env::{Files, OpenMode, read_full_at};
+use kahawai_env::Files;
+use kahawai_journal::{read_small_file, replace_file};
 
 const FILE: &str = "replication/generation";
-const NEW: &str = "replication/generation.tmp";
 /// More digits than any number that we wrote.
-const BYTES_MAX: u64 = 32;
+const BYTES_MAX: usize = 32;
 
 /// The number; `None` if it was never written or cannot be read: then nothing confirmed is dropped.
 pub(super) fn read(files: &Arc<dyn Files>) -> io::Result<Option<u64>> {
-    if !files.exists(FILE)? {
-        return Ok(None);
-    }
-    let file = files.open(FILE, OpenMode::Read)?;
-    let mut text = vec![0; file.len()?.min(BYTES_MAX) as usize];
-    read_full_at(&*file, &mut text, 0)?;
-    Ok(std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok()))
+    let text = match read_small_file(files, FILE, BYTES_MAX) {
+        // Longer than a number.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+        text => text?,
+    };
+    Ok(text.and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok()))
 }
 
 /// Writes it, durably, if it is another one. A crash half way leaves the old one.
@@ -29,13 +28,7 @@ pub(super) fn write(files: &Arc<dyn Files>, generation: u64) -> io::Result<()> {
     if read(files)? == Some(generation) {
         return Ok(());
     }
-    files.create_directory("replication")?;
-    let file = files.open(NEW, OpenMode::Write)?;
-    file.set_len(0)?;
-    file.write_at(format!("{generation}\n").as_bytes(), 0)?;
-    file.sync_all()?;
-    files.rename(NEW, FILE)?;
-    files.sync_directory("replication")
+    replace_file(files, FILE, format!("{generation}\n").as_bytes())
 }
 
 #[cfg(test)]

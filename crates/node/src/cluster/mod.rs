@@ -18,6 +18,7 @@ mod feeding;
 mod following;
 mod generation;
 mod net;
+mod peer_tls;
 mod reign;
 pub(crate) mod status;
 
@@ -35,7 +36,7 @@ use kahawai_election::{
 };
 use kahawai_env::{Clock, Files, OsEntropy, SystemClock};
 use kahawai_journal::NewEpoch;
-use kahawai_kdbr::{ErrorCode, ErrorFrame, Role, Secrets};
+use kahawai_kdbr::{ErrorCode, ErrorFrame, Role};
 use kahawai_replication::{PrimaryEvent, Timing};
 use kahawai_store::{Follower, Identity, OpenOptions, StoreState};
 use kahawai_types::{Epoch, Lsn, NodeId, ReplicaId};
@@ -50,6 +51,7 @@ use self::electing::{Decision, Election};
 use self::feeding::Feeding;
 use self::following::{Following, FollowingRest, FollowingThreads};
 use self::net::Credentials;
+pub use self::peer_tls::{PeerTls, PeerTlsFiles, Protection};
 use self::reign::{Beginning, Reign, ReignCopies, Wanted};
 use crate::core::unpoisoned;
 use crate::node::{Directory, NodeError, NodeOptions};
@@ -87,8 +89,8 @@ pub struct ClusterOptions {
     pub minimum_replicas: u32,
     /// Among equal logs the higher one leads.
     pub priority: i32,
-    /// What all nodes know.
-    pub secrets: Secrets,
+    /// What keeps strangers out.
+    pub protection: Protection,
     /// Plaintext beyond the loopback interface is meant.
     pub insecure: bool,
     /// Transfer connections of a synchronisation.
@@ -218,7 +220,7 @@ impl Drop for ElectionRuntime {
 /// What is left of the options when it runs.
 struct Running {
     node_id: NodeId,
-    secrets: Secrets,
+    protection: Protection,
     transfer_sessions: u32,
     timing: Timing,
     said: Box<dyn FnMut(&Said) + Send>,
@@ -248,7 +250,7 @@ impl ClusterNode {
         let listen = |source| NodeError::Listen { address: options.listen.clone(), source };
         let kdbr = TcpListener::bind(&options.listen).await.map_err(listen)?;
         let listening = kdbr.local_addr().map_err(listen)?;
-        if !listening.ip().is_loopback() && options.secrets == Secrets::NONE && !options.insecure {
+        if !listening.ip().is_loopback() && options.protection.is_none() && !options.insecure {
             return Err(NodeError::Insecure { address: listening.to_string() });
         }
         let address = options.address.clone().unwrap_or_else(|| format!("kdbr://{listening}"));
@@ -316,7 +318,7 @@ impl ClusterNode {
         });
         let running = Running {
             node_id: options.node_id,
-            secrets: options.secrets,
+            protection: options.protection,
             transfer_sessions: options.transfer_sessions,
             timing,
             said: Box::new(said),
@@ -335,7 +337,7 @@ impl ClusterNode {
     /// Storage failed, or the store cannot be opened; the process should end with a failure.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
         let Self { stage, directory, decisions, commands, kdbr, options, runtime, .. } = self;
-        let acceptor = tokio::spawn(accept(kdbr, Arc::clone(&stage), options.secrets.clone()));
+        let acceptor = tokio::spawn(accept(kdbr, Arc::clone(&stage), options.protection.clone()));
         let mut run = Run {
             files: Arc::clone(&directory.files),
             stage,
@@ -359,7 +361,7 @@ impl ClusterNode {
 }
 
 /// Takes `kdbr` connections, whatever the role.
-async fn accept(listener: TcpListener, stage: Arc<Stage>, secrets: Secrets) {
+async fn accept(listener: TcpListener, stage: Arc<Stage>, protection: Protection) {
     let strangers = Arc::new(AtomicUsize::new(0));
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -375,9 +377,9 @@ async fn accept(listener: TcpListener, stage: Arc<Stage>, secrets: Secrets) {
             warn!(%peer, limit = STRANGERS_MAX, "kdbr connection refused: too many are in their handshake");
             continue;
         }
-        let (stage, secrets, strangers) = (Arc::clone(&stage), secrets.clone(), Arc::clone(&strangers));
+        let (stage, protection, strangers) = (Arc::clone(&stage), protection.clone(), Arc::clone(&strangers));
         tokio::spawn(async move {
-            let credentials = credentials(&stage, secrets, true);
+            let credentials = credentials(&stage, protection, true);
             let promised = stage.identity().promised_epoch;
             let leading = match &*unpoisoned(&stage.present) {
                 Present::Leading { reign, feeding, .. } => Some((Arc::clone(reign), Arc::clone(feeding))),
@@ -404,14 +406,14 @@ async fn accept(listener: TcpListener, stage: Arc<Stage>, secrets: Secrets) {
     }
 }
 
-fn credentials(stage: &Stage, secrets: Secrets, accepts: bool) -> Credentials {
+fn credentials(stage: &Stage, protection: Protection, accepts: bool) -> Credentials {
     let identity = stage.identity();
     let known = identity.has_joined() || accepts;
     Credentials {
         cluster_id: known.then_some(identity.cluster_id),
         replica: ReplicaId { node: identity.node_id.clone(), store: identity.store_id },
         boot: identity.boot_id,
-        secrets,
+        protection,
     }
 }
 
@@ -585,7 +587,7 @@ impl Run {
             files: Arc::clone(&self.files),
             clock: Arc::clone(&self.stage.clock),
             identity: Arc::clone(&self.stage.identity),
-            secrets: self.options.secrets.clone(),
+            protection: self.options.protection.clone(),
             address: self.stage.kdbr.clone(),
             clients: self.stage.node.stomp.iter().map(|listener| listener.url()).collect(),
             timing: self.options.timing,

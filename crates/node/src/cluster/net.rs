@@ -6,12 +6,16 @@ use std::time::Duration;
 use bytes::BytesMut;
 use kahawai_env::{Entropy, OsEntropy};
 use kahawai_kdbr::{
-    BODY_BYTES_MAX, Decoder, ErrorFrame, Frame, HANDSHAKE_TIMEOUT_MS, Handshake, Local, Peer, PreambleError,
-    Progress, Role, Secrets, VERSIONS, put_preamble, take_preamble,
+    BODY_BYTES_MAX, Decoder, ErrorCode, ErrorFrame, Frame, HANDSHAKE_TIMEOUT_MS, Handshake, Local, Peer,
+    PreambleError, Progress, Role, VERSIONS, put_preamble, take_preamble,
 };
 use kahawai_types::{BootId, ClusterId, Epoch, ReplicaId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::{self, ConnectionCommon, SideData};
+
+use super::peer_tls::{PeerTls, Protection, check_peer, explain, server_name};
 
 /// How long a connection may take to be made.
 const DIAL: Duration = Duration::from_secs(3);
@@ -19,13 +23,25 @@ const DIAL: Duration = Duration::from_secs(3);
 const READ_BYTES: usize = 64 << 10;
 /// Offered at most for a frame that says that it is large: what a peer only announces takes no memory.
 const READ_BYTES_MAX: usize = 4 << 20;
+/// What proofs of a shared secret are bound to in a TLS session.
+const EXPORTER: &[u8] = b"EXPORTER-kdbr-2";
+const EXPORTER_BYTES: usize = 32;
+/// The first byte of a TLS session, and of a `kdbr` connection without one.
+const TLS_HANDSHAKE: u8 = 0x16;
+const KDBR: u8 = b'K';
+/// How long, and over how many bytes, a refused peer may take to read why.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 64 << 10;
 
 /// Why there is no connection, or none any more.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetError {
     /// The socket.
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Io(io::Error),
+    /// The peer's certificate, or ours, or none where one is needed.
+    #[error("{0}")]
+    Tls(String),
     /// Not our protocol.
     #[error(transparent)]
     Preamble(#[from] PreambleError),
@@ -43,17 +59,37 @@ pub(crate) enum NetError {
     Timeout,
 }
 
+impl From<io::Error> for NetError {
+    fn from(error: io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(inner) => Self::Tls(explain(inner)),
+            None => Self::Io(error),
+        }
+    }
+}
+
+impl NetError {
+    /// Trying again soon is of no use: somebody has to change a certificate, a secret or a program.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Tls(_) => true,
+            Self::Refused(error) => matches!(error.code, ErrorCode::Auth | ErrorCode::Version),
+            _ => false,
+        }
+    }
+}
+
 /// Who this node says it is to its peers.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
     pub(crate) cluster_id: Option<ClusterId>,
     pub(crate) replica: ReplicaId,
     pub(crate) boot: BootId,
-    pub(crate) secrets: Secrets,
+    pub(crate) protection: Protection,
 }
 
 impl Credentials {
-    fn local(&self, role: Role, epoch: Epoch) -> io::Result<Local> {
+    fn local(&self, role: Role, epoch: Epoch, shown: Option<&Shown>) -> io::Result<Local> {
         let mut nonce = [0; 32];
         OsEntropy.fill(&mut nonce)?;
         Ok(Local {
@@ -66,7 +102,7 @@ impl Credentials {
             epoch,
             software: concat!("kahawai ", env!("CARGO_PKG_VERSION")).to_owned(),
             nonce,
-            exporter: None,
+            exporter: shown.map(|shown| shown.exporter.clone()),
         })
     }
 }
@@ -92,9 +128,12 @@ impl FrameReader {
     async fn more(&mut self) -> Result<(), NetError> {
         let room = self.decoder.bytes_missing(&self.input).clamp(READ_BYTES, READ_BYTES_MAX);
         self.input.reserve(room);
-        match self.stream.read_buf(&mut self.input).await? {
-            0 => Err(NetError::Closed),
-            _ => Ok(()),
+        match self.stream.read_buf(&mut self.input).await {
+            Ok(0) => Err(NetError::Closed),
+            Ok(_) => Ok(()),
+            // A TLS session that was not closed: the process died. Frames say themselves whether they are whole.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(NetError::Closed),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -149,12 +188,126 @@ pub(crate) struct Connected {
     pub(crate) role: Role,
 }
 
-fn halves(stream: TcpStream) -> io::Result<(FrameReader, FrameWriter)> {
-    stream.set_nodelay(true)?;
-    let (read, write) = stream.into_split();
-    let reader =
-        FrameReader { stream: Box::new(read), decoder: Decoder::new(BODY_BYTES_MAX), input: BytesMut::new() };
-    Ok((reader, FrameWriter { stream: Box::new(write), head: BytesMut::new() }))
+/// What a TLS session says of the other end.
+struct Shown {
+    /// Its certificate, and those that lead to the CA.
+    chain: Vec<CertificateDer<'static>>,
+    /// What both ends of this session know, and nobody else.
+    exporter: Vec<u8>,
+}
+
+impl Shown {
+    fn of<Side: SideData>(session: &ConnectionCommon<Side>) -> Result<Self, NetError> {
+        let chain = session.peer_certificates().unwrap_or_default();
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        let exporter = session.export_keying_material(vec![0; EXPORTER_BYTES], EXPORTER, None);
+        Ok(Self { chain, exporter: exporter.map_err(|error| NetError::Tls(explain(&error)))? })
+    }
+}
+
+/// The two ends of a connection, in a TLS session or not.
+struct Ends {
+    reader: FrameReader,
+    writer: FrameWriter,
+    shown: Option<Shown>,
+}
+
+impl Ends {
+    fn new(
+        read: impl AsyncRead + Send + Unpin + 'static,
+        write: impl AsyncWrite + Send + Unpin + 'static,
+        shown: Option<Shown>,
+    ) -> Self {
+        let decoder = Decoder::new(BODY_BYTES_MAX);
+        let reader = FrameReader { stream: Box::new(read), decoder, input: BytesMut::new() };
+        Self { reader, writer: FrameWriter { stream: Box::new(write), head: BytesMut::new() }, shown }
+    }
+
+    fn plain(stream: TcpStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self::new(read, write, None)
+    }
+
+    /// The dialler's end.
+    async fn connected(stream: TcpStream, address: &str, tls: Option<&PeerTls>) -> Result<Self, NetError> {
+        let Some(tls) = tls else { return Ok(Self::plain(stream)) };
+        let name = server_name(address)
+            .ok_or_else(|| NetError::Tls(format!("no certificate can be for the address {address}")))?;
+        let stream = tls.connector.connect(name, stream).await.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => NetError::Closed,
+            _ => error.into(),
+        })?;
+        let shown = Shown::of(stream.get_ref().1)?;
+        let (read, write) = tokio::io::split(stream);
+        Ok(Self::new(read, write, Some(shown)))
+    }
+
+    /// The end that was connected to. Who is refused is told why, as well as can be.
+    async fn accepted(stream: TcpStream, tls: Option<&PeerTls>) -> Result<Self, NetError> {
+        let mut first = [0];
+        // Nothing is taken: the byte is looked at before it is known who reads it.
+        let is_there = stream.peek(&mut first).await? > 0;
+        match (tls, first) {
+            (Some(_), [KDBR]) if is_there => {
+                let text = "replication is over TLS here: this node needs --kdbr-tls-cert as well";
+                refuse_plainly(stream, text).await;
+                Err(NetError::Tls("the peer speaks plaintext, and this node replicates over TLS only".into()))
+            }
+            (None, [TLS_HANDSHAKE]) if is_there => {
+                refuse_plainly(stream, "there is no TLS here").await;
+                Err(NetError::Tls("the peer speaks TLS, and this node has no --kdbr-tls-cert".into()))
+            }
+            (None, _) => Ok(Self::plain(stream)),
+            (Some(tls), _) => match tls.acceptor.accept(stream).into_fallible().await {
+                Ok(stream) => {
+                    let shown = Shown::of(stream.get_ref().1)?;
+                    let (read, write) = tokio::io::split(stream);
+                    Ok(Self::new(read, write, Some(shown)))
+                }
+                Err((error, stream)) => {
+                    // The alert has been sent.
+                    linger(stream).await;
+                    Err(error.into())
+                }
+            },
+        }
+    }
+
+    /// Compares the peer with its certificate, if it had to show one.
+    async fn check(&mut self, peer: &Peer) -> Result<(), NetError> {
+        let Some(shown) = &self.shown else { return Ok(()) };
+        let Err(problem) = check_peer(&shown.chain, peer.cluster_id, &peer.replica) else { return Ok(()) };
+        self.writer.refuse(ErrorFrame::new(ErrorCode::Auth, problem.clone())).await;
+        Err(NetError::Tls(problem))
+    }
+}
+
+/// Says why in plaintext, to a peer that will read it or take it for what is no TLS.
+async fn refuse_plainly(stream: TcpStream, text: &str) {
+    let mut out = BytesMut::new();
+    Frame::Error(ErrorFrame::new(ErrorCode::Auth, text)).encode(&mut out);
+    let mut stream = stream;
+    if stream.write_all(&out).await.is_ok() {
+        linger(stream).await;
+    }
+}
+
+/// Waits until the peer has closed: what it has sent, and nobody reads, would take our last word with it.
+async fn linger(mut stream: TcpStream) {
+    let rest = async {
+        stream.shutdown().await?;
+        let mut buffer = [0; 4096];
+        let mut read = 0;
+        while read < LINGER_BYTES {
+            match stream.read(&mut buffer).await? {
+                0 => break,
+                more => read += more,
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    // It is refused in any case.
+    let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
 async fn shake(
@@ -197,17 +350,21 @@ pub(crate) async fn dial(
     role: Role,
     credentials: &Credentials,
 ) -> Result<Connected, NetError> {
-    let connect = TcpStream::connect(host_and_port(address));
-    let stream = tokio::time::timeout(DIAL, connect).await.map_err(|_| NetError::Timeout)??;
-    let (mut reader, mut writer) = halves(stream)?;
-    put_preamble(role, &mut writer.head);
-    let mut first = Vec::new();
-    let local = credentials.local(role, Epoch(0))?;
-    let handshake = Handshake::dialler(local, credentials.secrets.clone(), &mut first);
-    let within = Duration::from_millis(HANDSHAKE_TIMEOUT_MS as u64);
-    let shaken = tokio::time::timeout(within, shake(handshake, first, &mut reader, &mut writer));
-    let peer = shaken.await.map_err(|_| NetError::Timeout)??;
-    Ok(Connected { reader, writer, peer, role })
+    let address = host_and_port(address);
+    let stream =
+        tokio::time::timeout(DIAL, TcpStream::connect(address)).await.map_err(|_| NetError::Timeout)??;
+    stream.set_nodelay(true)?;
+    let shaken = async {
+        let mut ends = Ends::connected(stream, address, credentials.protection.tls.as_ref()).await?;
+        put_preamble(role, &mut ends.writer.head);
+        let mut first = Vec::new();
+        let local = credentials.local(role, Epoch(0), ends.shown.as_ref())?;
+        let handshake = Handshake::dialler(local, credentials.protection.secrets.clone(), &mut first);
+        let peer = shake(handshake, first, &mut ends.reader, &mut ends.writer).await?;
+        ends.check(&peer).await?;
+        Ok(Connected { reader: ends.reader, writer: ends.writer, peer, role })
+    };
+    within_handshake(shaken).await
 }
 
 /// Takes a connection that a peer made. A refusal is told to the peer.
@@ -216,19 +373,31 @@ pub(crate) async fn accept(
     credentials: &Credentials,
     epoch: Epoch,
 ) -> Result<Connected, NetError> {
-    let (mut reader, mut writer) = halves(stream)?;
+    stream.set_nodelay(true)?;
     let shaken = async {
+        let mut ends = Ends::accepted(stream, credentials.protection.tls.as_ref()).await?;
         let role = loop {
-            if let Some(role) = take_preamble(&mut reader.input)? {
+            if let Some(role) = take_preamble(&mut ends.reader.input)? {
                 break role;
             }
-            reader.more().await?;
+            ends.reader.more().await?;
         };
-        let handshake = Handshake::acceptor(credentials.local(role, epoch)?, credentials.secrets.clone());
-        let peer = shake(handshake, Vec::new(), &mut reader, &mut writer).await?;
-        Ok::<_, NetError>((role, peer))
+        let local = credentials.local(role, epoch, ends.shown.as_ref())?;
+        let handshake = Handshake::acceptor(local, credentials.protection.secrets.clone());
+        let peer = shake(handshake, Vec::new(), &mut ends.reader, &mut ends.writer).await?;
+        ends.check(&peer).await?;
+        Ok(Connected { reader: ends.reader, writer: ends.writer, peer, role })
     };
-    let within = Duration::from_millis(HANDSHAKE_TIMEOUT_MS as u64);
-    let (role, peer) = tokio::time::timeout(within, shaken).await.map_err(|_| NetError::Timeout)??;
-    Ok(Connected { reader, writer, peer, role })
+    within_handshake(shaken).await
 }
+
+/// TLS, preamble and handshake together take no longer than this.
+async fn within_handshake(
+    shaken: impl Future<Output = Result<Connected, NetError>>,
+) -> Result<Connected, NetError> {
+    let within = Duration::from_millis(HANDSHAKE_TIMEOUT_MS as u64);
+    tokio::time::timeout(within, shaken).await.map_err(|_| NetError::Timeout)?
+}
+
+#[cfg(test)]
+mod tests;

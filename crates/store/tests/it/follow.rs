@@ -86,12 +86,11 @@ impl Replica {
     }
 
     fn retire(&mut self) -> bool {
-        for file in self.follower.to_retire() {
-            if self.follower.journal().retire(file).is_err() {
-                return false;
-            }
-            self.follower.retired(file);
+        let files = self.follower.to_retire();
+        if self.follower.journal().retire(files.iter().copied()).is_err() {
+            return false;
         }
+        files.into_iter().for_each(|file| self.follower.retired(file));
         true
     }
 
@@ -477,7 +476,7 @@ fn collected_files_stay_until_a_checkpoint_is_behind_the_decision() {
             assert_eq!(replica.follower.to_retire(), collected.into_iter().collect::<Vec<_>>());
             assert!(replica.retire());
             for file in world.store.to_retire() {
-                world.store.journal().retire(file).unwrap();
+                world.store.journal().retire([file]).unwrap();
                 world.store.retired(file);
             }
             let ids = |journal: &kahawai_journal::Journal| {

@@ -444,12 +444,11 @@ impl World {
                 }
             }
         }
-        for file in self.store.to_retire() {
-            if self.store.journal().retire(file).is_err() {
-                return false;
-            }
-            self.store.retired(file);
+        let files = self.store.to_retire();
+        if self.store.journal().retire(files.iter().copied()).is_err() {
+            return false;
         }
+        files.into_iter().for_each(|file| self.store.retired(file));
         true
     }
 

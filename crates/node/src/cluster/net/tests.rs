@@ -1,0 +1,325 @@
+//! Connections between nodes on loopback, with certificates that fit and with others.
+
+use std::path::Path;
+
+use kahawai_kdbr::{Goodbye, Secret, Secrets};
+use kahawai_types::{NodeId, StoreId};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    SanType,
+};
+use tokio::net::TcpListener;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+
+use super::super::peer_tls::PeerTlsFiles;
+use super::*;
+
+const CLUSTER: ClusterId = ClusterId(0xabc);
+
+/// A CA, with a directory for what it signs.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    directory: tempfile::TempDir,
+}
+
+/// What is asked of it.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    host: &'a str,
+    uri: &'a str,
+    is_expired: bool,
+    usages: &'a [ExtendedKeyUsagePurpose],
+}
+
+const BOTH: &[ExtendedKeyUsagePurpose] =
+    &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+
+fn of(uri: &str) -> Wanted<'_> {
+    Wanted { host: "localhost", uri, is_expired: false, usages: BOTH }
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("a CA");
+        Self { issuer, directory: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn write(&self, name: &str, text: &str) -> std::path::PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.write("ca.pem", &self.issuer.pem())
+    }
+
+    /// Files of a certificate, whose owner trusts `trusted`.
+    fn files(&self, wanted: Wanted<'_>, trusted: &Path) -> PeerTlsFiles {
+        let mut params = CertificateParams::new([wanted.host.to_owned()]).expect("a name");
+        params.subject_alt_names.push(SanType::URI(wanted.uri.try_into().expect("a URI")));
+        params.extended_key_usages = wanted.usages.to_vec();
+        if wanted.is_expired {
+            params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        }
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        let number = std::fs::read_dir(self.directory.path()).expect("listed").count();
+        PeerTlsFiles {
+            certificate: self.write(&format!("{number}.pem"), &certificate.pem()),
+            key: self.write(&format!("{number}.key"), &key.serialize_pem()),
+            authorities: trusted.to_owned(),
+        }
+    }
+
+    /// TLS of the node that the URI names.
+    fn tls(&self, wanted: Wanted<'_>, trusted: &Path) -> PeerTls {
+        let (_, node) = wanted.uri.rsplit_once('/').expect("a node");
+        PeerTls::read(&self.files(wanted, trusted), &NodeId(node.into())).expect("usable")
+    }
+}
+
+/// A node: its number is its name and its store.
+fn node(number: u128, tls: Option<PeerTls>) -> Credentials {
+    Credentials {
+        cluster_id: Some(CLUSTER),
+        replica: ReplicaId { node: NodeId(format!("n{number}")), store: StoreId(number) },
+        boot: BootId(number),
+        protection: Protection { secrets: Secrets::NONE, tls },
+    }
+}
+
+/// Both ends of a connection, which is dialled as `host`.
+async fn meet(
+    dialler: &Credentials,
+    acceptor: &Credentials,
+    host: &str,
+) -> (Result<Connected, NetError>, Result<Connected, NetError>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let address = format!("kdbr://{host}:{port}");
+    let accepted = async {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        accept(stream, acceptor, Epoch(7)).await
+    };
+    let dialled = async {
+        let mut connected = dial(&address, Role::Stream, dialler).await?;
+        // A dialler may be through with its part when the acceptor refuses it: then the next frame says so.
+        match tokio::time::timeout(Duration::from_millis(300), connected.reader.next()).await {
+            Err(_) => Ok(connected),
+            Ok(Ok(Frame::Error(error))) => Err(NetError::Refused(error)),
+            Ok(Ok(frame)) => panic!("nobody has sent {}", frame.name()),
+            Ok(Err(error)) => Err(error),
+        }
+    };
+    tokio::join!(dialled, accepted)
+}
+
+#[tokio::test]
+async fn two_nodes_of_one_ca_know_each_other() {
+    let authority = Authority::new("ca");
+    let ca = authority.file();
+    let bound = format!("kdbr://{CLUSTER}/n2");
+    for (secrets, uri) in [
+        (Secrets::NONE, "kdbr:///n2"),
+        (Secrets::one(Secret::new(*b"sixteen letters!").expect("long enough")), bound.as_str()),
+    ] {
+        let mut one = node(1, Some(authority.tls(of("kdbr:///n1"), &ca)));
+        let mut two = node(2, Some(authority.tls(of(uri), &ca)));
+        one.protection.secrets = secrets.clone();
+        two.protection.secrets = secrets;
+        let (dialled, accepted) = meet(&one, &two, "localhost").await;
+        let (mut dialled, mut accepted) = (dialled.expect("dialled"), accepted.expect("accepted"));
+        assert_eq!((dialled.peer.replica.node.0.as_str(), dialled.peer.epoch), ("n2", Some(Epoch(7))));
+        assert_eq!((accepted.peer.replica.node.0.as_str(), accepted.role), ("n1", Role::Stream));
+        let frame = Frame::Goodbye(Goodbye { epoch: Epoch(7), reason: "x".into(), reconnect_after_ms: None });
+        dialled.writer.send(&frame).await.expect("sent");
+        dialled.writer.flush().await.expect("sent");
+        assert_eq!(accepted.reader.next().await.expect("received"), frame);
+        drop(dialled);
+        assert!(matches!(accepted.reader.next().await, Err(NetError::Closed)));
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_fit_is_refused_and_both_ends_say_why() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let (ca, other) = (ours.file(), theirs.file());
+    let one = || Some(ours.tls(of("kdbr:///n1"), &ca));
+    let two = || Some(ours.tls(of("kdbr:///n2"), &ca));
+    let expired = Wanted { is_expired: true, ..of("kdbr:///n1") };
+    let server_only = Wanted { usages: &[ExtendedKeyUsagePurpose::ServerAuth], ..of("kdbr:///n1") };
+    let elsewhere = Wanted { host: "other.example", ..of("kdbr:///n2") };
+    for (what, dialler, acceptor, at_dialler, at_acceptor) in [
+        (
+            "a CA that the acceptor does not know",
+            Some(theirs.tls(of("kdbr:///n1"), &ca)),
+            two(),
+            "UnknownCA",
+            "UnknownIssuer",
+        ),
+        (
+            "a CA that the dialler does not know",
+            Some(ours.tls(of("kdbr:///n1"), &other)),
+            two(),
+            "UnknownIssuer",
+            "UnknownCA",
+        ),
+        ("expired", Some(ours.tls(expired, &ca)), two(), "CertificateExpired", "expired"),
+        (
+            "not for clients",
+            Some(ours.tls(server_only, &ca)),
+            two(),
+            "refuses our certificate",
+            "extended key usage for client",
+        ),
+        ("another host", one(), Some(ours.tls(elsewhere, &ca)), "other.example", "refuses our certificate"),
+        (
+            "another node's certificate at the dialler",
+            Some(ours.tls(of("kdbr:///n3"), &ca)),
+            two(),
+            "certificate is for kdbr:///n3, and it says that it is kdbr://00000000000000000000000000000abc/n1",
+            "certificate is for kdbr:///n3",
+        ),
+        (
+            "another node's certificate at the acceptor",
+            one(),
+            Some(ours.tls(of("kdbr:///n3"), &ca)),
+            "certificate is for kdbr:///n3",
+            "",
+        ),
+        (
+            "of another cluster",
+            Some(ours.tls(of("kdbr://def/n1"), &ca)),
+            two(),
+            "kdbr://def/n1",
+            "kdbr://def/n1",
+        ),
+        ("plaintext at the dialler", None, two(), "over TLS here", "speaks plaintext"),
+        ("plaintext at the acceptor", one(), None, "does not speak TLS", "speaks TLS"),
+    ] {
+        let began = tokio::time::Instant::now();
+        let (dialled, accepted) = meet(&node(1, dialler), &node(2, acceptor), "localhost").await;
+        let said = dialled.map(|_| ()).expect_err(what);
+        assert!(said.to_string().contains(at_dialler), "{what}, at the dialler: {said}");
+        assert!(said.is_lasting(), "{what}: {said:?}");
+        match accepted {
+            // Refused by the dialler after the handshake: whoever reads next is told.
+            Ok(mut connected) if at_acceptor.is_empty() => {
+                assert!(matches!(connected.reader.next().await, Ok(Frame::Error(_))), "{what}");
+            }
+            accepted => {
+                let said = accepted.map(|_| ()).expect_err(what);
+                assert!(said.to_string().contains(at_acceptor), "{what}, at the acceptor: {said}");
+            }
+        }
+        assert!(began.elapsed() < Duration::from_secs(3), "{what} takes long");
+    }
+}
+
+/// An acceptor's answer to a TLS client of this configuration.
+async fn answer_to(acceptor: &Credentials, client: ClientConfig) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let dialled = async {
+        let stream = TcpStream::connect(address).await.expect("connected");
+        let name = "localhost".try_into().expect("a name");
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(client));
+        if let Ok(mut stream) = connector.connect(name, stream).await {
+            let mut out = BytesMut::new();
+            put_preamble(Role::Stream, &mut out);
+            let _ = stream.write_all(&out).await;
+            let _ = stream.read_u8().await;
+        }
+    };
+    let accepted = async {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        accept(stream, acceptor, Epoch(0)).await.map(|_| ()).expect_err("a stranger").to_string()
+    };
+    tokio::join!(accepted, dialled).0
+}
+
+#[tokio::test]
+async fn a_stranger_without_certificate_or_with_an_older_tls_is_refused() {
+    let authority = Authority::new("ca");
+    let ca = authority.file();
+    let acceptor = node(2, Some(authority.tls(of("kdbr:///n2"), &ca)));
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.issuer.der().clone()).expect("a root");
+    let client = |version: &'static SupportedProtocolVersion| {
+        ClientConfig::builder_with_provider(std::sync::Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[version])
+            .expect("versions")
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth()
+    };
+    assert_eq!(answer_to(&acceptor, client(&version::TLS13)).await, "the peer shows no certificate");
+    let older = answer_to(&acceptor, client(&version::TLS12)).await;
+    assert!(older.contains("TLS: peer is incompatible"), "{older}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tls_handshake_has_no_more_time_than_any_other() {
+    let authority = Authority::new("ca");
+    let acceptor = node(2, Some(authority.tls(of("kdbr:///n2"), &authority.file())));
+    // Nothing; the beginning of a record; a record that says it is long.
+    for sent in [&b""[..], &[0x16], &[0x16, 3, 1, 0x3f, 0xff, 1]] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut stranger =
+            TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connected");
+        stranger.write_all(sent).await.expect("sent");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let began = tokio::time::Instant::now();
+        let refused = accept(stream, &acceptor, Epoch(0)).await.map(|_| ());
+        assert!(matches!(refused, Err(NetError::Timeout)), "{sent:?}: {refused:?}");
+        let took = began.elapsed().as_millis();
+        assert!((HANDSHAKE_TIMEOUT_MS as u128..).contains(&took) && took < 6000, "{sent:?}: {took} ms");
+    }
+}
+
+#[test]
+fn files_that_cannot_serve_are_named() {
+    let authority = Authority::new("ca");
+    let ca = authority.file();
+    let good = authority.files(of("kdbr:///n1"), &ca);
+    let other = authority.files(of("kdbr:///n2"), &ca);
+    let empty = authority.write("empty.pem", "");
+    let me = NodeId("n1".into());
+    for (files, expected) in [
+        (PeerTlsFiles { certificate: "/nowhere.pem".into(), ..good.clone() }, "/nowhere.pem: "),
+        (PeerTlsFiles { key: "/nowhere.key".into(), ..good.clone() }, "/nowhere.key: "),
+        (
+            PeerTlsFiles { authorities: empty.clone(), ..good.clone() },
+            "empty.pem: there is no certificate in it",
+        ),
+        (PeerTlsFiles { key: other.key.clone(), ..good.clone() }, "keys may not be consistent"),
+        (other, "the certificate is not for n1: its names need the URI kdbr:///n1"),
+    ] {
+        let error = PeerTls::read(&files, &me).map(|_| ()).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    PeerTls::read(&good, &me).expect("usable");
+}
+
+#[test]
+fn the_name_that_a_certificate_needs_is_the_host_that_is_dialled() {
+    for (address, expected) in [
+        ("node1.example:61701", Some("node1.example")),
+        ("127.0.0.1:1", Some("127.0.0.1")),
+        ("[::1]:1", Some("::1")),
+        ("no port", None),
+        ("a b:1", None),
+    ] {
+        assert_eq!(
+            server_name(address).map(|name| name.to_str().into_owned()).as_deref(),
+            expected,
+            "{address}"
+        );
+    }
+}
