@@ -51,7 +51,7 @@ pub enum Event {
 }
 
 /// What the elector has to know about this node's store.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Local {
     /// The cluster that the store belongs to. Until it has data, any will do.
     pub cluster_id: ClusterId,
@@ -68,7 +68,7 @@ pub struct Local {
 }
 
 /// Whether a store can be led with.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Condition {
     /// Yes.
     Usable,
@@ -81,7 +81,7 @@ pub enum Condition {
 }
 
 /// A change of the record. Only the primary's elector carries them out, except where noted.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Request {
     /// Another in-sync set: with us, and not below the minimum unless it only grows. The answer is also
     /// [`Effect::Changed`](crate::Effect::Changed), whether applied or not.

@@ -19,7 +19,7 @@ use crate::record::{ClusterRecord, Member, Phase, PrimaryRef};
 const FEATURE_LEVEL: u32 = 1;
 
 /// What a write is for.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Purpose {
     /// The first record.
     Create,
@@ -34,7 +34,7 @@ pub(super) enum Purpose {
 }
 
 /// Where a write is.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Flight {
     /// With the service.
     Sent,
@@ -44,7 +44,7 @@ enum Flight {
     Conflicted,
 }
 
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Write {
     op: u128,
     pub(super) purpose: Purpose,
