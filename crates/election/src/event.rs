@@ -85,7 +85,13 @@ pub enum Condition {
 pub enum Request {
     /// Another in-sync set: with us, and not below the minimum unless it only grows. The answer is also
     /// [`Effect::Changed`](crate::Effect::Changed), whether applied or not.
+    ///
+    /// For the machine that decides about commits, and for nobody else: it waits for the set that it proposes and for the one
+    /// that is recorded, and would not know of a third.
     InSync(BTreeSet<ReplicaId>),
+    /// The in-sync set without these, whatever else it is by then: not below the minimum, and with us. What an operator may ask,
+    /// who does not know which proposal of the primary's is under way.
+    Without(BTreeSet<ReplicaId>),
     /// The epoch's marker is committed.
     Activate {
         /// Where it begins.

@@ -473,6 +473,16 @@ impl Elector {
                 }
                 edited.in_sync.clone_from(in_sync);
             }
+            Request::Without(leaving) => {
+                if leaving.contains(&self.settings.me) {
+                    return Err(Refusal::WithoutPrimary);
+                }
+                edited.in_sync.retain(|replica| !leaving.contains(replica));
+                let (size, required) = (edited.in_sync.len(), u64::from(base.minimum_replicas) + 1);
+                if (size as u64) < required && size < base.in_sync.len() {
+                    return Err(Refusal::TooSmall { size, required });
+                }
+            }
             Request::Activate { start, chain } => {
                 edited.phase = Phase::Active;
                 edited.epoch_start = Some((*start, *chain));
