@@ -26,7 +26,7 @@ use crate::status::Status;
 const QUEUE_MAX: usize = 64;
 
 /// How far this process is on its way to leading.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Role {
     /// It does not try.
     Idle,
@@ -49,7 +49,7 @@ enum Role {
 /// Its driver carries out the effects in their order (the gate closes before the grant is given back), gives one answer to
 /// each `Read`, `ReadPresence`, `Create`, `Cas` and `Campaign`, in whatever order they come, and sends a `Tick` with the
 /// provider's deadline of its [`grant`](Self::grant) when [`wake_at`](Self::wake_at) says so.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Elector {
     settings: Settings,
     local: Local,

@@ -189,7 +189,7 @@ pub enum Refusal {
 
 /// A rule that the walk in `tests/it` breaks to see that it would notice.
 #[doc(hidden)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Rule {
     /// Nothing is committed before our own marker is.
     OwnMarker,
@@ -202,7 +202,7 @@ pub enum Rule {
 }
 
 /// Whether persistent work goes on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Service {
     /// The epoch has just begun; the replicas are about to attach.
     Starting,
@@ -261,7 +261,7 @@ pub struct ReplicaStatus {
 /// What it holds: the commit position moves only over what we and every member of the recorded set, and of a proposed one, have
 /// flushed; not before our marker is on all of them; and not while the set is below the minimum. No proposal makes the set
 /// smaller than the minimum and ourselves.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Primary {
     me: ReplicaId,
     epoch: Epoch,

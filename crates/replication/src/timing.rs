@@ -1,7 +1,7 @@
 use kahawai_types::{Lsn, Millis};
 
 /// When a peer counts as slow, dead or caught up. The same on all nodes of a cluster.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Timing {
     /// Each side sends at least that often.
     pub heartbeat_ms: Millis,

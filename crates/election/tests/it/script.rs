@@ -339,6 +339,33 @@ fn a_set_keeps_the_primary_and_the_minimum() {
     assert_eq!(answer(&effects, 5), Some(Err(Refusal::InSync(NodeId("b".to_owned())))));
 }
 
+/// While the primary's removal of `b` is under way, an operator removes `c`. The set that the operator saw would bring back `b`,
+/// which nothing waits for any more.
+#[test]
+fn an_operators_removal_brings_nobody_back() {
+    let mut script = Script::leading();
+    let (op, record) = cas(&script.request(1, Request::InSync(with_c())));
+    script.apply(op, record);
+    let (op, without_b) = cas(&script.request(2, Request::InSync([replica("a"), replica("c")].into())));
+    assert!(!writes(&script.request(3, Request::Without([replica("c")].into()))));
+    let effects = script.apply(op, without_b.clone());
+    assert_eq!(answer(&effects, 3), Some(Err(Refusal::TooSmall { size: 1, required: 2 })));
+    // With a minimum that allows it.
+    let (op, record) = cas(&script.request(4, Request::SetMinimum(0)));
+    script.apply(op, record);
+    let (op, record) = cas(&script.request(5, Request::Without([replica("c")].into())));
+    assert_eq!(record.in_sync, [replica("a")].into());
+    // Not applied, because somebody changed something else: made again on the new record.
+    script.edit(|record| record.feature_level = 2);
+    script.give(Event::Written { op, result: CasResult::Conflict });
+    let (op, record) = cas(&script.read());
+    assert_eq!((&record.in_sync, record.feature_level), (&[replica("a")].into(), 2));
+    let effects = script.apply(op, record);
+    assert_eq!((answer(&effects, 5), changed(&effects).is_some()), (Some(Ok(())), true));
+    let effects = script.request(6, Request::Without([replica("a")].into()));
+    assert_eq!(answer(&effects, 6), Some(Err(Refusal::WithoutPrimary)));
+}
+
 #[test]
 fn a_lead_ends_with_everything_that_it_rests_on() {
     let check = |event: Event, reason: StepDownReason| {
