@@ -542,3 +542,110 @@ fn whatever_breaks_every_history_is_as_it_must_be() {
     println!("{SEEDS} seeds, {steps} steps, {operations} operations, {deliveries} deliveries");
     assert!(operations as u64 > SEEDS * 500 && deliveries as u64 > SEEDS * 200, "the workload idles");
 }
+
+/// So many seeds at most until a broken broker is found out.
+const BUDGET: u64 = 24;
+
+fn check(mutation: Mutation, rules: &[&str]) {
+    for seed in 1000..1000 + BUDGET {
+        let mut run = Run::new(seed, mutation);
+        if let Err(Violation(text)) = run.run(FAULTS_US) {
+            println!("{mutation:?}: {} seeds, {text}", seed - 999);
+            let rule = text.split(':').next().unwrap_or_default();
+            assert!(rules.contains(&rule), "found by another rule than {rules:?}: {text}");
+            return;
+        }
+    }
+    panic!("{mutation:?} is not found in {BUDGET} seeds");
+}
+
+#[test]
+fn a_confirmed_batch_that_is_lost_is_found() {
+    check(Mutation::LostBatch, &["lost", "atomicity", "acknowledged"]);
+}
+
+#[test]
+fn a_receipt_before_the_commit_is_found() {
+    check(Mutation::EarlyReceipt, &["lost", "atomicity", "acknowledged"]);
+}
+
+#[test]
+fn a_rollback_that_commits_is_found() {
+    check(Mutation::RollbackCommits, &["uncommitted"]);
+}
+
+#[test]
+fn a_commit_that_is_forgotten_is_found() {
+    check(Mutation::CommitForgotten, &["lost", "atomicity", "acknowledged"]);
+}
+
+#[test]
+fn an_acknowledgement_that_is_dropped_is_found() {
+    check(Mutation::AckDropped, &["acknowledged", "atomicity"]);
+}
+
+#[test]
+fn an_acknowledgement_in_force_before_its_transaction_is_found() {
+    check(Mutation::AckOutsideOfTransaction, &["lost", "atomicity"]);
+}
+
+#[test]
+fn a_transaction_without_one_of_its_sends_is_found() {
+    check(Mutation::HalfTransaction, &["lost", "atomicity"]);
+}
+
+#[test]
+fn a_send_in_force_before_its_transaction_is_found() {
+    check(Mutation::SendOutsideOfTransaction, &["uncommitted"]);
+}
+
+#[test]
+fn a_repetition_that_is_not_recognised_is_found() {
+    check(Mutation::NoDuplicateDetection, &["duplicate"]);
+}
+
+#[test]
+fn messages_out_of_order_are_found() {
+    check(Mutation::Swapped, &["order"]);
+}
+
+#[test]
+fn a_redelivery_that_does_not_say_so_is_found() {
+    check(Mutation::NoRedeliveryFlag, &["redelivery"]);
+}
+
+#[test]
+fn a_selector_that_is_not_looked_at_is_found() {
+    check(Mutation::NoSelector, &["invention"]);
+}
+
+#[test]
+fn a_subscription_that_does_not_exist_is_found() {
+    check(Mutation::SubscriptionForgotten, &["lost", "atomicity"]);
+}
+
+#[test]
+fn a_message_that_is_lost_from_memory_is_found() {
+    check(Mutation::MemoryForgotten, &["lost from memory"]);
+}
+
+#[test]
+fn a_dead_letter_that_lives_is_found() {
+    check(Mutation::DeadAndAlive, &["dead letter", "acknowledged", "duplicate"]);
+}
+
+#[test]
+fn a_dead_letter_that_vanishes_is_found() {
+    check(Mutation::NoDeadLetter, &["lost", "atomicity"]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let run = |seed| {
+        let mut run = Run::new(seed, Mutation::Nothing);
+        run.run(FAULTS_US / 4).unwrap();
+        (run.trace, run.steps)
+    };
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1), run(2));
+}

@@ -338,8 +338,8 @@ fn missing(history: &History, rule: &str, message: &MessageRecord, line: u32) ->
 
 /// Who should have consumed a message that is surely kept, and has not.
 fn lacks(history: &History, message: &MessageRecord) -> Option<u32> {
-    if message.is_guarded {
-        // Any copy may be the one that was stored.
+    if message.content.numbered && message.content.persistent {
+        // Any copy may be the one that was stored: also of what was repeated to a topic that had no subscription first.
         copies(history, message).find(|(_, copy)| is_kept(history, copy))?;
         let (_, first) = copies(history, message).next()?;
         return meant_for(history, message, first).find(|line| {
