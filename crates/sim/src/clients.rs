@@ -243,7 +243,14 @@ impl Clients {
             };
             clients.push(Client { line, part });
         }
-        Self { shape, nodes: nodes.max(1), now: 0, quiesced: false, clients, history: History::new(shape.layout) }
+        Self {
+            shape,
+            nodes: nodes.max(1),
+            now: 0,
+            quiesced: false,
+            clients,
+            history: History::new(shape.layout),
+        }
     }
 
     /// How many there are: [`ClientId`]s below this.
@@ -255,8 +262,7 @@ impl Clients {
     pub fn begin(&mut self, now: Micros, effects: &mut Vec<ClientEffect>) {
         let Self { clients, history, shape, nodes, quiesced, .. } = self;
         for client in clients {
-            let mut desk =
-                Desk { now, effects, history, shape: *shape, nodes: *nodes, quiesced: *quiesced };
+            let mut desk = Desk { now, effects, history, shape: *shape, nodes: *nodes, quiesced: *quiesced };
             let delay = client.line.pause(shape.pause_us);
             client.line.wake_in(&mut desk, delay);
         }
@@ -418,7 +424,9 @@ impl Client {
                 match goes_on {
                     Next::Stay(Some(delay)) => self.line.wake_in(desk, delay),
                     Next::Stay(None) => {}
-                    Next::Leave => self.line.ask(desk, Kind::Other, Waits::Leave, |op| Ask::Disconnect { op }),
+                    Next::Leave => {
+                        self.line.ask(desk, Kind::Other, Waits::Leave, |op| Ask::Disconnect { op })
+                    }
                     Next::Crash => return self.hang_up(desk),
                 }
                 let is_silent = desk.now >= self.line.heard_at + patience / 4;

@@ -389,7 +389,15 @@ impl History {
         let index = self.transactions.len() as u32;
         let (sends, acks) = (Vec::new(), Vec::new());
         let fate = Fate::Open;
-        self.transactions.push(TransactionRecord { client, fate, sends, acks, seen: 0, back: 0, committed: 0 });
+        self.transactions.push(TransactionRecord {
+            client,
+            fate,
+            sends,
+            acks,
+            seen: 0,
+            back: 0,
+            committed: 0,
+        });
         TransactionId(index)
     }
 

@@ -10,6 +10,7 @@ use crate::wire::{AckOf, Ask, Delivered, Place, TransactionOf, Wanted};
 /// A delivery that is not acknowledged, or only in an open transaction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
+    consumer: u32,
     tag: u64,
     delivery: DeliveryId,
 }
@@ -241,7 +242,7 @@ impl Consumer {
             return;
         }
         if let Some(delivery) = delivery {
-            self.holding.push_back(Held { tag: delivered.tag, delivery });
+            self.holding.push_back(Held { consumer: self.number, tag: delivered.tag, delivery });
         }
         let delay = line.pause(desk.shape.pause_us);
         line.wake_in(desk, delay);
@@ -270,8 +271,9 @@ impl Consumer {
             (Asked::Remove, true) => self.state = State::Off,
             (Asked::Settle, true) => {}
             (Asked::Rollback(acknowledged), true) => {
-                // They are with it again, as they came.
-                self.holding.extend(acknowledged);
+                // They are with it again, as they came, if it is still the one that got them.
+                let (number, is_on) = (self.number, self.state == State::On);
+                self.holding.extend(acknowledged.iter().filter(|held| is_on && held.consumer == number));
                 self.holding.make_contiguous().sort_unstable_by_key(|held| held.tag);
             }
             (_, false) => return false,

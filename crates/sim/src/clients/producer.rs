@@ -59,7 +59,13 @@ pub(super) struct Producer {
 }
 
 /// What the message is like, at random.
-pub(super) fn content(random: &mut Random, producer: u32, number: u32, numbered: bool, place: Place) -> Content {
+pub(super) fn content(
+    random: &mut Random,
+    producer: u32,
+    number: u32,
+    numbered: bool,
+    place: Place,
+) -> Content {
     Content {
         producer,
         number,

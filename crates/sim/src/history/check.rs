@@ -201,7 +201,9 @@ fn was_sent_after_the_subscription_began(history: &History, known: &Known<'_>) -
             let asked = line.asked;
             Err(violation(
                 "subscription",
-                format_args!("{told}, confirmed at step {confirmed}, before the subscription at step {asked}"),
+                format_args!(
+                    "{told}, confirmed at step {confirmed}, before the subscription at step {asked}"
+                ),
             ))
         }
     }
@@ -217,7 +219,10 @@ fn is_dead_or_alive(history: &History, known: &Known<'_>) -> Found {
     }
     if !is_dead && stand.dead > 0 && known.seen.left_after > stand.dead {
         let told = told(history, known);
-        return Err(violation("dead letter", format_args!("{told}, which was among the dead letters before")));
+        return Err(violation(
+            "dead letter",
+            format_args!("{told}, which was among the dead letters before"),
+        ));
     }
     Ok(())
 }
@@ -321,8 +326,9 @@ fn missing(history: &History, rule: &str, message: &MessageRecord, line: u32) ->
     let mut text = format!("{:?} was kept and never consumed by {line}; copies:", message.content);
     for (id, copy) in copies(history, message) {
         let operation = history.operations.get(copy.operation as usize);
-        let (outcome, asked_at, node) = operation
-            .map_or((Outcome::Open, 0, 0), |operation| (operation.outcome, operation.asked_at, operation.node));
+        let (outcome, asked_at, node) = operation.map_or((Outcome::Open, 0, 0), |operation| {
+            (operation.outcome, operation.asked_at, operation.node)
+        });
         let fate = history.transactions.get(copy.transaction as usize).map(|transaction| transaction.fate);
         text += &format!(" {} sent to node {node} at {asked_at} us: {outcome:?}", id.0);
         if let Some(fate) = fate {
@@ -385,8 +391,7 @@ fn memory_was_kept(history: &History) -> Found {
         }
         for (_, copy) in copies(history, message) {
             let Some(operation) = history.operations.get(copy.operation as usize) else { continue };
-            let is_refused =
-                history.stands.get(copy.stands as usize).is_some_and(|stand| stand.rejected);
+            let is_refused = history.stands.get(copy.stands as usize).is_some_and(|stand| stand.rejected);
             if matches!(operation.kind, Kind::Send(_))
                 && operation.reign == history.reign_last
                 && is_kept(history, copy)
