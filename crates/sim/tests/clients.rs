@@ -471,7 +471,7 @@ impl Run {
                 node.store.collect().unwrap();
             }
             for file in node.store.to_retire() {
-                node.store.journal().retire(file).unwrap();
+                node.store.journal().retire([file]).unwrap();
                 node.store.retired(file);
             }
         }
