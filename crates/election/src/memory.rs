@@ -233,6 +233,11 @@ impl Hub {
         write.map(|write| state.write(write)).is_some()
     }
 
+    /// Whether writes are under way.
+    pub fn has_delayed(&self) -> bool {
+        !self.lock().delayed.is_empty()
+    }
+
     /// The record's bytes, past every fault.
     pub fn peek(&self) -> Option<Vec<u8>> {
         self.lock().record.as_ref().map(|(_, bytes)| bytes.clone())

@@ -12,7 +12,7 @@ use kahawai_kdbr::{
 use kahawai_replication::{
     EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing, Vitals,
 };
-use kahawai_store::Identity;
+use kahawai_store::{Identity, generation};
 use kahawai_types::{ClusterId, Epoch, Location, Lsn, ReplicaId};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
@@ -20,7 +20,6 @@ use tracing::{info, warn};
 
 use super::bulk::BulkSink;
 use super::following::{FollowingThreads, Said, Work};
-use super::generation;
 use super::net::{Connected, Credentials, FrameWriter, dial};
 use super::reign::boot_ms;
 

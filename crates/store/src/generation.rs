@@ -14,7 +14,7 @@ const NEW: &str = "replication/generation.tmp";
 const BYTES_MAX: u64 = 32;
 
 /// The number; `None` if it was never written or cannot be read: then nothing confirmed is dropped.
-pub(super) fn read(files: &Arc<dyn Files>) -> io::Result<Option<u64>> {
+pub fn read(files: &Arc<dyn Files>) -> io::Result<Option<u64>> {
     if !files.exists(FILE)? {
         return Ok(None);
     }
@@ -25,7 +25,7 @@ pub(super) fn read(files: &Arc<dyn Files>) -> io::Result<Option<u64>> {
 }
 
 /// Writes it, durably, if it is another one. A crash half way leaves the old one.
-pub(super) fn write(files: &Arc<dyn Files>, generation: u64) -> io::Result<()> {
+pub fn write(files: &Arc<dyn Files>, generation: u64) -> io::Result<()> {
     if read(files)? == Some(generation) {
         return Ok(());
     }
