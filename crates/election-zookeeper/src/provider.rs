@@ -373,6 +373,10 @@ impl Provider for ZookeeperProvider {
     }
 
     fn deadline(&self) -> Millis {
+        // What a new session holds is nothing of the old one's.
+        if lock(&self.shared.events).contains(&ProviderEvent::SessionLost) {
+            return Millis::MIN;
+        }
         self.shared.deadline.load(Ordering::Acquire)
     }
 

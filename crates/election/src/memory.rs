@@ -238,6 +238,11 @@ impl Hub {
         !self.lock().delayed.is_empty()
     }
 
+    /// The record's revision, past every fault.
+    pub fn revision(&self) -> Option<Revision> {
+        self.lock().record.as_ref().map(|(revision, _)| *revision)
+    }
+
     /// The record's bytes, past every fault.
     pub fn peek(&self) -> Option<Vec<u8>> {
         self.lock().record.as_ref().map(|(_, bytes)| bytes.clone())
@@ -457,7 +462,11 @@ impl Provider for MemoryProvider {
 
     fn deadline(&self) -> Millis {
         let state = self.hub.lock();
-        match state.clients.get(self.client).map(|one| one.session) {
+        let one = state.clients.get(self.client);
+        if one.is_some_and(|one| one.events.contains(&ProviderEvent::SessionLost)) {
+            return Millis::MIN;
+        }
+        match one.map(|one| one.session) {
             Some(Session::Live { renewed_at } | Session::Ended { renewed_at }) => {
                 renewed_at + state.session_ms * (100 - DRIFT_PERCENT) / 100 - MARGIN_MS
             }

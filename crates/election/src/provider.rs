@@ -138,7 +138,8 @@ pub trait Provider: Send + Sync + 'static {
     fn next_event(&self) -> BoxFuture<'_, ProviderEvent>;
 
     /// Until when, on this machine's boot clock, nobody else can have been granted what our session holds. `Millis::MIN`
-    /// without a session, `Millis::MAX` where grants never end.
+    /// without a session, or as long as the end of the last one was not taken with [`next_event`](Self::next_event); `Millis::MAX`
+    /// where grants never end.
     fn deadline(&self) -> Millis;
 
     /// What the service offers.

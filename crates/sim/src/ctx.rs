@@ -34,6 +34,8 @@ pub(crate) struct Shape {
     pub(crate) ring_bytes_max: usize,
     pub(crate) checkpoint_ms: u64,
     pub(crate) collect_ms: u64,
+    /// Producers wait when more is appended and not committed.
+    pub(crate) uncommitted_bytes_max: u64,
     pub(crate) mutation: Option<Mutation>,
 }
 
@@ -72,8 +74,6 @@ pub(crate) struct Ctx {
     pub(crate) violation: Option<Violation>,
     /// Requests to electors so far.
     pub(crate) requests: u64,
-    /// The record may have changed since the checkers looked.
-    pub(crate) has_moved: bool,
     /// Who runs on which node.
     pub(crate) boots: Vec<BootId>,
     bell: Arc<Bell>,
@@ -107,7 +107,6 @@ impl Ctx {
             trace: Trace::new(verbose),
             violation: None,
             requests: 0,
-            has_moved: true,
             boots: vec![BootId::default(); nodes],
             waker: Waker::from(Arc::clone(&bell)),
             bell,
@@ -195,11 +194,6 @@ impl Ctx {
     /// Which process runs there.
     pub(crate) fn boot_of(&self, node: usize) -> BootId {
         self.boots.get(node).copied().unwrap_or_default()
-    }
-
-    /// Whether the record may have changed since the last question.
-    pub(crate) fn service_moved(&mut self) -> bool {
-        std::mem::take(&mut self.has_moved)
     }
 
     /// Whether something changed at the election service since the last question.

@@ -264,7 +264,8 @@ impl Net {
                 if let Some(one) = self.conns.get_mut(&id) {
                     for pipe in [&mut one.to_dialler, &mut one.to_acceptor] {
                         pipe.is_dead = true;
-                        pipe.under_way.retain(|_| random.chance(2));
+                        let kept = random.below(pipe.under_way.len() as u64 + 1);
+                        pipe.under_way.truncate(kept as usize);
                     }
                 }
             } else {

@@ -86,6 +86,7 @@ fn shape(options: &SimOptions, random: &mut Random) -> Shape {
         ring_bytes_max: between(512, 16_384) as usize,
         checkpoint_ms: between(300, 5_000) as u64,
         collect_ms: between(500, 6_000) as u64,
+        uncommitted_bytes_max: between(8, 256) as u64 * 1024,
         mutation: options.mutation,
     }
 }
@@ -116,7 +117,7 @@ impl World {
         let produce_us = 3 * MS + random.below(40 * MS);
         let fault_us = 30 * MS + random.below(1_500 * MS);
         ctx.at(500 * MS, Event::Fault);
-        let mut world = Self {
+        let world = Self {
             ctx,
             nodes,
             options,
@@ -181,7 +182,6 @@ impl World {
         self.ctx.trace.mix(at);
         self.happen(event);
         if self.ctx.service_changed() {
-            self.ctx.has_moved = true;
             for node in &mut self.nodes {
                 if let Some(process) = &mut node.process {
                     process.news_later(&mut self.ctx);
@@ -372,6 +372,7 @@ impl World {
             if let Role::Leading(leading) = &mut process.role
                 && leading.is_open
                 && leading.gate_is_open(&self.ctx, node.index)
+                && !leading.is_congested(&self.ctx)
             {
                 leading.work(&mut self.ctx.random);
                 process.journal_later(&mut self.ctx);

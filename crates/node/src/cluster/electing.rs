@@ -165,6 +165,7 @@ impl Driver {
         let mut leaving = None;
         while !self.decide.is_closed() {
             let event = tokio::select! {
+                biased;
                 told = self.told.recv() => match told {
                     None => break,
                     Some(Told::Leave(left)) => {
@@ -181,10 +182,13 @@ impl Driver {
                 _ = tick.tick() => Event::Tick { deadline: self.provider.deadline() },
             };
             self.look(&event);
-            // Before the machine: it may decide on what the gate already knows, never the other way round.
-            self.election.lease.store(self.provider.deadline(), Ordering::Release);
             let now = Millis::try_from(self.clock.boot_ms()).unwrap_or(Millis::MAX);
             self.elector.step(now, event, &mut self.effects);
+            // Of the grant that we lead by: the deadline may already be that of a session which came after it. Before the effects,
+            // so that whoever is told to lead finds its gate open, and nobody opens it who is about to be told to step down.
+            let leads = self.elector.leads().is_some();
+            let lease = if leads { self.provider.deadline() } else { Millis::MIN };
+            self.election.lease.store(lease, Ordering::Release);
             let mut effects = std::mem::take(&mut self.effects);
             for effect in effects.drain(..) {
                 self.carry_out(effect);

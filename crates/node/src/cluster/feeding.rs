@@ -175,6 +175,7 @@ async fn log(feeding: &Feeding) -> Result<PrimaryLog, (ErrorCode, String)> {
         chain_before,
         end: sealed.end,
         chain_at_end: sealed.chain,
+        commit: reign.commit(),
         has_imported_files: false,
     })
 }

@@ -1,10 +1,13 @@
-//! I7: who leads has everything that was committed before.
+//! I7: who leads in an epoch has everything that was committed in those before.
+
+use kahawai_types::Epoch;
 
 use super::{Oracle, StoreKey};
 
 /// A node is about to lead.
-pub(crate) fn leads(oracle: &Oracle, key: StoreKey) -> Result<(), String> {
-    let Some(last) = oracle.committed.last() else { return Ok(()) };
+pub(crate) fn leads(oracle: &Oracle, key: StoreKey, epoch: Epoch) -> Result<(), String> {
+    let before = oracle.committed.partition_point(|batch| batch.epoch < epoch);
+    let Some(last) = before.checked_sub(1).and_then(|last| oracle.committed.get(last)) else { return Ok(()) };
     if oracle.held(key).is_some_and(|held| held.has(last)) {
         return Ok(());
     }

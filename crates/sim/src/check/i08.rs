@@ -16,7 +16,7 @@ pub(crate) fn promotes(
 ) {
     let key = Oracle::key_of(me);
     if !unclean && !ctx.oracle.is_dying {
-        let outcome = i07::leads(&ctx.oracle, key);
+        let outcome = i07::leads(&ctx.oracle, key, epoch);
         ctx.require(outcome);
         let outcome = i14::leads(&ctx.oracle, me, epoch);
         ctx.require(outcome);

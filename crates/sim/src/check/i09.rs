@@ -12,13 +12,20 @@ pub(crate) fn committed(oracle: &mut Oracle, me: StoreKey, at: Lsn) -> Result<()
         return Err(format!("I9: n{} commits {at} and has nothing", me.0));
     };
     let last = oracle.committed.last().copied();
+    if at <= oracle.committed_end() {
+        // A primary that was deposed meanwhile commits what its successor has committed as well.
+        let (ours, all) = (last_before(&held.batches, at), last_before(&oracle.committed, at));
+        return match (ours, all) {
+            (Some(ours), Some(all)) if ours != all => {
+                Err(format!("I9: n{} commits {at}, and the cluster has another history there", me.0))
+            }
+            _ => Ok(()),
+        };
+    }
     if let Some(last) = last
         && !held.has(&last)
     {
-        return Err(format!(
-            "I9: n{} commits {at} in a history without what was committed at {}",
-            me.0, last.end
-        ));
+        return Err(format!("I9: n{} commits {at} in a history without what was committed at {}", me.0, last.end));
     }
     let from = held.batches.partition_point(|batch| last.is_some_and(|last| batch.end <= last.end));
     let to = held.batches.partition_point(|batch| batch.end <= at);

@@ -7,13 +7,12 @@ use crate::ctx::Ctx;
 
 /// Looks whether the record has changed.
 pub(crate) fn look(ctx: &mut Ctx) {
-    if !ctx.service_moved() {
+    let revision = ctx.hub.revision();
+    if revision == ctx.oracle.revision {
         return;
     }
+    ctx.oracle.revision = revision;
     let bytes = ctx.hub.peek().unwrap_or_default();
-    if bytes == ctx.oracle.record_bytes {
-        return;
-    }
     let Ok(record) = ClusterRecord::decode(&bytes) else { return };
     ctx.say(crate::trace::WORLD, || {
         let led = record.primary.as_ref().map_or("nobody".to_owned(), |primary| primary.node.to_string());
@@ -32,7 +31,6 @@ pub(crate) fn look(ctx: &mut Ctx) {
     }
     ctx.note(crate::trace::WORLD, "record, epoch and version", record.epoch.0, record.version);
     ctx.oracle.record = Some(record);
-    ctx.oracle.record_bytes = bytes;
     ctx.oracle.is_dirty = true;
 }
 

@@ -31,7 +31,7 @@ pub(crate) mod live;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use kahawai_election::ClusterRecord;
+use kahawai_election::{ClusterRecord, Revision};
 use kahawai_journal::{SealedBatch, Writer};
 use kahawai_kdbr::Frame;
 use kahawai_replication::SessionEnd;
@@ -100,7 +100,7 @@ pub(crate) struct Oracle {
     seals: BTreeMap<(Lsn, Epoch), u64>,
     digests: BTreeMap<Lsn, u64>,
     pub(crate) record: Option<ClusterRecord>,
-    record_bytes: Vec<u8>,
+    revision: Option<Revision>,
     /// Something happened that every member's copy is to be looked at for.
     pub(crate) is_dirty: bool,
     /// What happens now happens to a process that is about to be killed.

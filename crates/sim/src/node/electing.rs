@@ -77,10 +77,10 @@ fn now<T>(ctx: &Ctx, mut future: BoxFuture<'_, T>) -> Option<T> {
 impl Process {
     /// Gives the elector one event.
     fn elect(&mut self, ctx: &mut Ctx, told: Told) {
-        // Before the machine: it may decide on what the gate already knows, never the other way round.
-        self.electing.lease_ms = self.electing.deadline(ctx, self.index);
         let mut effects = std::mem::take(&mut self.electing.effects);
         self.electing.elector.step(ctx.local_ms(self.index), told, &mut effects);
+        let leads = self.electing.elector.leads().is_some();
+        self.electing.lease_ms = if leads { self.electing.deadline(ctx, self.index) } else { Millis::MIN };
         for effect in effects.drain(..) {
             self.election_effect(ctx, effect);
         }

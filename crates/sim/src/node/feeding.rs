@@ -129,6 +129,7 @@ impl Process {
             chain_before,
             end: sealed.end,
             chain_at_end: sealed.chain,
+            commit: leading.committed,
             has_imported_files: false,
         })
     }

@@ -106,6 +106,12 @@ impl Leading {
         self.writing.is_some() || self.store.appended_end() > self.sealed.end
     }
 
+    /// Too much is appended and not committed.
+    pub(crate) fn is_congested(&self, ctx: &Ctx) -> bool {
+        let waits = ctx.shape.replication.lag_bytes(self.commit, self.store.appended_end());
+        waits > ctx.shape.uncommitted_bytes_max
+    }
+
     /// Some client's work.
     pub(crate) fn work(&mut self, random: &mut Random) {
         let queue = self.store.destination(&Destination::queue("Q"));
