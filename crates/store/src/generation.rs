@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kahawai_env::{Files, OpenMode, read_full_at};
 
-const FILE: &str = "replication/generation";
+pub(crate) const FILE: &str = "replication/generation";
 const NEW: &str = "replication/generation.tmp";
 /// More digits than any number that we wrote.
 const BYTES_MAX: u64 = 32;

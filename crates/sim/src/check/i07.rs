@@ -6,7 +6,7 @@ use super::{Oracle, StoreKey};
 
 /// A node is about to lead.
 pub(crate) fn leads(oracle: &Oracle, key: StoreKey, epoch: Epoch) -> Result<(), String> {
-    let before = oracle.committed.partition_point(|batch| batch.epoch < epoch);
+    let before = oracle.committed_in.partition_point(|reign| *reign < epoch);
     let Some(last) = before.checked_sub(1).and_then(|last| oracle.committed.get(last)) else { return Ok(()) };
     if oracle.held(key).is_some_and(|held| held.has(last)) {
         return Ok(());

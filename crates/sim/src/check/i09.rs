@@ -1,13 +1,13 @@
 //! I9: what is committed on one node is a beginning of what is committed on another, and never less than it was.
 
 use kahawai_store::Identity;
-use kahawai_types::Lsn;
+use kahawai_types::{Epoch, Lsn};
 
 use super::{Oracle, StoreKey, key, last_before};
 use crate::ctx::Ctx;
 
 /// A primary commits up to there: the one history of the cluster grows.
-pub(crate) fn committed(oracle: &mut Oracle, me: StoreKey, at: Lsn) -> Result<(), String> {
+pub(crate) fn committed(oracle: &mut Oracle, me: StoreKey, epoch: Epoch, at: Lsn) -> Result<(), String> {
     let Some(held) = oracle.held.get(&me) else {
         return Err(format!("I9: n{} commits {at} and has nothing", me.0));
     };
@@ -39,6 +39,7 @@ pub(crate) fn committed(oracle: &mut Oracle, me: StoreKey, at: Lsn) -> Result<()
     let known = last.map(|last| last.epoch);
     oracle.counts.reigns = reigns + u64::from(new.last().map(|batch| batch.epoch) > known);
     oracle.counts.committed += new.len() as u64;
+    oracle.committed_in.resize(oracle.committed.len() + new.len(), epoch);
     oracle.committed.extend_from_slice(new);
     Ok(())
 }

@@ -20,7 +20,8 @@ pub(crate) fn gates(ctx: &Ctx, nodes: &[Node]) -> Result<(), String> {
 
 /// Something is about to be told to clients.
 pub(crate) fn answers(ctx: &Ctx, process: &Process) -> Result<(), String> {
-    let (now, deadline) = (ctx.local_ms(process.index), process.lease_ms());
+    let Role::Leading(leading) = &process.role else { return Ok(()) };
+    let (now, deadline) = (ctx.local_ms(process.index), leading.gate_until());
     if now < deadline {
         return Ok(());
     }

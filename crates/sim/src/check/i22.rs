@@ -22,5 +22,6 @@ pub(crate) fn installed(ctx: &mut Ctx, index: usize, identity: &Identity, manife
             ));
         }
     }
+    ctx.oracle.installed.insert(key(index, identity), manifest.commit);
     ctx.oracle.held.entry(key(index, identity)).or_default().is_new = true;
 }

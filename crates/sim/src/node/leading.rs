@@ -95,6 +95,11 @@ impl Leading {
             || self.gate_until != 0 && ctx.local_ms(node) < self.gate_until
     }
 
+    /// The deadline that the gate was given; 0 = it is shut for good.
+    pub(crate) fn gate_until(&self) -> Millis {
+        self.gate_until
+    }
+
     fn open_gate_until(&mut self, deadline_ms: Millis) {
         if self.gate_until != 0 {
             self.gate_until = deadline_ms.max(1);

@@ -176,11 +176,6 @@ impl Process {
         Ok(process)
     }
 
-    /// Until when nobody else can lead, by the boot clock.
-    pub(crate) fn lease_ms(&self) -> kahawai_types::Millis {
-        self.electing.lease_ms
-    }
-
     pub(crate) fn point(&self) -> EndPoint {
         EndPoint { node: self.index, life: self.life }
     }
