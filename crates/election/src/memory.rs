@@ -239,6 +239,16 @@ impl Hub {
         write.map(|write| state.write(write)).is_some()
     }
 
+    /// Whether writes are under way.
+    pub fn has_delayed(&self) -> bool {
+        !self.lock().delayed.is_empty()
+    }
+
+    /// The record's revision, past every fault.
+    pub fn revision(&self) -> Option<Revision> {
+        self.lock().record.as_ref().map(|(revision, _)| *revision)
+    }
+
     /// The record's bytes, past every fault.
     pub fn peek(&self) -> Option<Vec<u8>> {
         self.lock().record.as_ref().map(|(_, bytes)| bytes.clone())

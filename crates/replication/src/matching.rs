@@ -83,6 +83,8 @@ pub struct PrimaryLog {
     pub end: Lsn,
     /// The chain there.
     pub chain_at_end: u64,
+    /// How much of it is committed, as far as the primary knows: files are sent of that alone.
+    pub commit: Lsn,
     /// The store needs more than the journal: it was imported, and a replica without anything cannot begin by streaming.
     pub has_imported_files: bool,
 }
@@ -236,10 +238,11 @@ fn attach(primary: &PrimaryLog, common: Common, has_no_more: bool, timing: &Timi
     }
 }
 
-/// Whoever lacks much, and whole files of it, is faster on several connections.
+/// Whoever lacks much, and whole files of it, is faster on several connections. What counts is what is committed: files are sent of
+/// that alone, and who has it, as every member of the in-sync set does, would lose by them what it has flushed behind it.
 fn stream_or_bulk(primary: &PrimaryLog, common: Common, timing: &Timing) -> Match {
-    let is_far = timing.lag_bytes(common.lsn, primary.end) > timing.stream_lag_bytes_max;
-    if is_far && primary.end.file() > common.lsn.file().saturating_add(1) {
+    let is_far = timing.lag_bytes(common.lsn, primary.commit) > timing.stream_lag_bytes_max;
+    if is_far && primary.commit.file() > common.lsn.file().saturating_add(1) {
         Match::Bulk(common)
     } else {
         Match::StreamFrom(common)

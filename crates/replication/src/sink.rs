@@ -179,8 +179,10 @@ enum State {
     Truncating {
         chain: u64,
     },
-    /// For SYNC_MANIFEST.
-    ToSync,
+    /// For SYNC_MANIFEST. What both have goes up to there.
+    ToSync {
+        common: Lsn,
+    },
     /// Files are fetched.
     Syncing,
     Streaming,
@@ -349,12 +351,20 @@ impl SinkSession {
             }
             (Frame::SlaveInitResponse(response), State::Asked) => self.answered(&response, effects),
             (Frame::Truncate(truncate), State::ToTruncate) => self.truncate(&truncate, effects),
-            (Frame::SyncManifest(manifest), State::ToSync) => {
+            (Frame::SyncManifest(manifest), State::ToSync { common }) => {
+                if manifest.stream_start < common {
+                    // Others may count on what is flushed here and belongs to both.
+                    let text = format!(
+                        "files up to {}, but up to {common} nothing is missing",
+                        manifest.stream_start
+                    );
+                    return Err(SessionEnd::Refused(protocol(text)));
+                }
                 self.state = State::Syncing;
                 effects.push(SinkEffect::Bulk(manifest));
                 Ok(())
             }
-            (Frame::SyncAbort(abort), State::ToSync | State::Syncing) => {
+            (Frame::SyncAbort(abort), State::ToSync { .. } | State::Syncing) => {
                 let SyncAbort { sync_id, reason, retry_after_ms, .. } = abort;
                 effects.push(SinkEffect::SyncAborted { sync_id, reason, retry_after_ms });
                 Ok(())
@@ -401,7 +411,7 @@ impl SinkSession {
             AttachMode::TruncateThenStream => self.state = State::ToTruncate,
             AttachMode::Bulk => {
                 self.may_drop_from(common, response.unclean_generation)?;
-                self.state = State::ToSync;
+                self.state = State::ToSync { common };
             }
         }
         Ok(())

@@ -3,10 +3,30 @@
 //! Nodes run the code of the binary: the machines of `replication`, `election` and `broker`, journal and store over files in
 //! memory. Whatever happens comes from one seed; the same seed gives the same run on every machine.
 
+mod check;
 pub mod clients;
+mod clock;
+mod ctx;
+mod event;
+mod faults;
 pub mod history;
+mod net;
+mod node;
+mod options;
+mod queue;
 pub mod service;
+mod trace;
 pub mod wire;
+mod world;
+
+pub use check::Counts;
+pub use options::{Faults, Mutation, SimOptions};
+pub use world::Outcome;
+
+/// Runs one seed.
+pub fn simulate(options: &SimOptions) -> Outcome {
+    world::World::new(options.clone()).run()
+}
 
 /// Of the virtual world: since it began.
 pub type Micros = u64;

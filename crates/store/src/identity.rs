@@ -23,6 +23,8 @@ use kahawai_types::{BootId, ClusterId, Epoch, NodeId, StoreId};
 use kahawai_wire::Reader;
 use xxhash_rust::xxh3::xxh3_64;
 
+/// Of everything that only a member of a cluster has.
+const DIRECTORY: &str = "replication";
 /// Where it lies in the data directory.
 pub const NODE_FILE: &str = "replication/node";
 
@@ -173,6 +175,7 @@ impl Identity {
             entropy.fill(&mut bytes).map_err(io)?;
             Ok(u128::from_be_bytes(bytes))
         };
+        settle(files).map_err(io)?;
         if let Some(identity) = Self::newest(files)? {
             return Ok(Self { boot_id: BootId(random()?), ..identity });
         }
@@ -238,8 +241,7 @@ impl Identity {
             let (joined, other) = (self.cluster_id, cluster_id);
             return Err(IdentityError::AnotherCluster { path: files.describe(NODE_FILE), joined, other });
         }
-        (self.cluster_id, self.joined) = (cluster_id, true);
-        self.write(files)
+        self.become_durably(files, Self { cluster_id, joined: true, ..self.clone() })
     }
 
     /// Says, durably, what may be done with the store.
@@ -247,8 +249,7 @@ impl Identity {
         if self.state == state {
             return Ok(());
         }
-        self.state = state;
-        self.write(files)
+        self.become_durably(files, Self { state, ..self.clone() })
     }
 
     /// The newest good slot; `None` if the store has no identity yet.
@@ -270,8 +271,15 @@ impl Identity {
 
     /// Promises an epoch, durably. Never lowers it.
     pub fn promise(&mut self, files: &Arc<dyn Files>, epoch: Epoch) -> Result<(), IdentityError> {
-        self.promised_epoch = self.promised_epoch.max(epoch);
-        self.write(files)
+        let promised_epoch = self.promised_epoch.max(epoch);
+        self.become_durably(files, Self { promised_epoch, ..self.clone() })
+    }
+
+    /// What could not be written is not so: nobody may act on it.
+    fn become_durably(&mut self, files: &Arc<dyn Files>, mut next: Self) -> Result<(), IdentityError> {
+        next.write(files)?;
+        *self = next;
+        Ok(())
     }
 
     fn write(&mut self, files: &Arc<dyn Files>) -> Result<(), IdentityError> {
@@ -336,6 +344,21 @@ impl Identity {
         let joined = reader.u8().ok()? & JOINED != 0;
         let boot_id = BootId(0);
         Some(Self { cluster_id, node_id, store_id, promised_epoch, boot_id, state, joined, generation })
+    }
+}
+
+/// An earlier process may have left in the cache alone what it could not flush: a promise that is read must be one that lasts.
+fn settle(files: &Arc<dyn Files>) -> io::Result<()> {
+    for name in [NODE_FILE, RECORD_FILE, crate::generation::FILE, kahawai_journal::EPOCHS_FILE] {
+        if files.exists(name)? {
+            let file = files.open(name, OpenMode::Write)?;
+            file.sync_all()?;
+            file.drop_cache()?;
+        }
+    }
+    match files.exists(DIRECTORY)? {
+        true => files.sync_directory(DIRECTORY),
+        false => Ok(()),
     }
 }
 

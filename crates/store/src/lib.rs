@@ -12,7 +12,8 @@
 //!
 //! Reading order: [`chunk`] and [`state`] (the index), [`checkpoint`] (the index on disk), [`replay`], [`import`] (ActiveMQ's
 //! own index), [`open`], [`append`] (the broker's [`kahawai_message::storage::Storage`]), [`collect`], [`inspect`]; for
-//! replicas `follow` (a store that applies what its primary sends), `closed` (exchanging parts of a journal), `identity`.
+//! replicas `follow` (a store that applies what its primary sends), `closed` (exchanging parts of a journal), `identity`,
+//! [`generation`].
 
 mod append;
 pub mod checkpoint;
@@ -21,6 +22,7 @@ mod closed;
 pub mod collect;
 pub mod files;
 mod follow;
+pub mod generation;
 mod identity;
 pub mod import;
 pub mod inspect;

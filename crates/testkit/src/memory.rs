@@ -73,6 +73,7 @@ struct Faults {
     fail_flush_in: Option<u64>,
     bytes_max: Option<u64>,
     short_reads: Option<Random>,
+    lies: bool,
 }
 
 fn apply(image: &mut Vec<u8>, change: &Change) {
@@ -241,6 +242,26 @@ impl MemoryFiles {
     /// The disk is full when all files together would be longer than `bytes`.
     pub fn limit_bytes(&self, bytes: Option<u64>) {
         self.world().faults.bytes_max = bytes;
+    }
+
+    /// Flushes of files say that they are done, and do nothing.
+    pub fn lie(&self) {
+        self.world().faults.lies = true;
+    }
+
+    /// No fault that was asked for strikes any more.
+    pub fn mend(&self) {
+        self.world().faults = Faults::default();
+    }
+
+    /// How long all files together are.
+    pub fn bytes(&self) -> u64 {
+        let world = self.world();
+        let length = |entry: &Entry| match entry {
+            Entry::File(inode) => world.inodes.get(*inode).map_or(0, |inode| inode.cache.len() as u64),
+            Entry::Directory => 0,
+        };
+        world.names.values().map(length).sum()
     }
 
     /// Reads return less than asked for, at random.
@@ -510,6 +531,9 @@ impl MemoryFile {
     fn flush(&self) -> io::Result<()> {
         let world = &mut *self.files.change()?;
         world.flushes += 1;
+        if world.faults.lies {
+            return Ok(());
+        }
         let fails = strikes(&mut world.faults.fail_flush_in);
         let inode = &mut world.inodes[self.inode];
         for change in std::mem::take(&mut inode.pending) {

@@ -530,6 +530,25 @@ fn an_old_answer_is_not_used() {
 }
 
 #[test]
+fn a_store_that_turns_out_to_be_empty_takes_the_cluster_that_it_finds() {
+    let mut script = Script::new();
+    let other = Local {
+        cluster_id: ClusterId(77),
+        journal_is_empty: false,
+        condition: Condition::Syncing,
+        ..local()
+    };
+    script.give(Event::Local(other.clone()));
+    script.read_all();
+    assert!(matches!(script.elector.status(), Status::Refused(_)), "{:?}", script.elector.status());
+    let empty = Local { journal_is_empty: true, condition: Condition::Usable, ..other };
+    assert_eq!(script.give(Event::Local(empty.clone())).first(), Some(&Effect::Read));
+    script.read();
+    assert!(!matches!(script.elector.status(), Status::Refused(_)), "{:?}", script.elector.status());
+    assert!(!script.give(Event::Local(empty)).contains(&Effect::Read), "nothing new");
+}
+
+#[test]
 fn an_unreadable_record_stops_elections() {
     let mut script = Script::new();
     script.give(Event::Provider(ProviderEvent::Connected));

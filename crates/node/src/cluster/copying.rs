@@ -11,7 +11,7 @@ use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, Sy
 use kahawai_replication::{
     EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing, Vitals,
 };
-use kahawai_store::Identity;
+use kahawai_store::{Identity, generation};
 use kahawai_types::{ClusterId, Epoch, Location, Lsn, ReplicaId};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
@@ -19,7 +19,6 @@ use tracing::{info, warn};
 
 use super::bulk::{BulkSink, history_for_peers, history_of_peer};
 use super::following::{FollowingThreads, Said, Work};
-use super::generation;
 use super::net::{Connected, Credentials, FrameWriter, dial};
 use super::peer_tls::Protection;
 use super::reign::boot_ms;

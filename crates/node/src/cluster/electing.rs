@@ -167,6 +167,7 @@ impl Driver {
         let mut leaving = None;
         while !self.decide.is_closed() {
             let event = tokio::select! {
+                biased;
                 told = self.told.recv() => match told {
                     None => break,
                     Some(Told::Leave(left)) => {
@@ -183,10 +184,11 @@ impl Driver {
                 _ = tick.tick() => Event::Tick { deadline: self.deadline() },
             };
             self.look(&event);
-            // Before the machine: it may decide on what the gate already knows, never the other way round.
-            self.election.lease.store(self.deadline(), Ordering::Release);
             let now = Millis::try_from(self.clock.boot_ms()).unwrap_or(Millis::MAX);
             self.elector.step(now, event, &mut self.effects);
+            // Before the effects: whoever is told to lead finds its gate open, and nobody opens it who is about to be told to step
+            // down.
+            self.election.lease.store(self.deadline(), Ordering::Release);
             let mut effects = std::mem::take(&mut self.effects);
             for effect in effects.drain(..) {
                 self.carry_out(effect);

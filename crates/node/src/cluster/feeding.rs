@@ -168,6 +168,7 @@ async fn log(feeding: &Feeding) -> Result<PrimaryLog, (ErrorCode, String)> {
         chain_before,
         end: sealed.end,
         chain_at_end: sealed.chain,
+        commit: reign.commit(),
         has_imported_files: false,
     })
 }
@@ -482,6 +483,10 @@ impl FromFiles {
         let start = first.lsn;
         let prev_chain = first.stamp.as_ref().map(|stamp| stamp.prev_chain.0).or(self.chain);
         let prev_chain = prev_chain.ok_or_else(|| format!("the chain before {start} is not known"))?;
+        // Files go as soon as nobody in sync needs them.
+        if self.chain.is_some_and(|chain| chain != prev_chain) {
+            return Err(format!("data files before {start} were deleted, whoever lacks them synchronises"));
+        }
         let mut end = first.end();
         self.chain = first.chain.map(|chain| chain.0);
         let mut body = BytesMut::from(&first.bytes[..]);

@@ -16,7 +16,6 @@ mod copying;
 mod electing;
 mod feeding;
 mod following;
-mod generation;
 mod net;
 mod peer_tls;
 mod reign;
@@ -751,7 +750,7 @@ impl Run {
             {
                 let mut identity = unpoisoned(&identity);
                 identity.adopt_cluster(&files, cluster_id).map_err(kahawai_store::OpenError::from)?;
-                generation::write(&files, unclean_generation)
+                kahawai_store::generation::write(&files, unclean_generation)
                     .map_err(|e| NodeError::Storage(e.to_string()))?;
                 // Before the marker: nobody older is followed from here on.
                 identity.promise(&files, epoch).map_err(kahawai_store::OpenError::from)?;

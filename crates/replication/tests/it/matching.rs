@@ -47,6 +47,7 @@ fn primary_log(log: &Log, contiguous_from: u32) -> PrimaryLog {
         chain_before: log.chain_at(Location::new(contiguous_from, 0).lsn()).unwrap(),
         end: log.end(),
         chain_at_end: log.chain(),
+        commit: log.end(),
         has_imported_files: false,
     }
 }
@@ -188,4 +189,8 @@ fn an_empty_replica_streams_only_if_everything_is_in_the_journal() {
     let mut near = ours.clone();
     near.batches.truncate(2 * FILE_BATCHES as usize);
     assert!(matches!(decide(&primary_log(&near, 1), &empty, None, &far), Match::StreamFrom(_)));
+    // Files are sent of what is committed: who has that gets the rest as a stream, however much it is.
+    let committed = |commit| PrimaryLog { commit, ..primary_log(&ours, 1) };
+    let first = ours.batches[0].end();
+    assert!(matches!(decide(&committed(first), &empty, None, &far), Match::StreamFrom(_)));
 }

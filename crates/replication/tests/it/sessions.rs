@@ -35,6 +35,7 @@ fn source(log: &Log, send_window: u64) -> SourceSession {
         chain_before: 0,
         end: log.end(),
         chain_at_end: log.chain(),
+        commit: log.end(),
         has_imported_files: false,
     };
     let commit = Lsn::ZERO;
@@ -419,6 +420,7 @@ fn files_are_fetched_under_a_lease() {
         chain_before: 0,
         end: log.end(),
         chain_at_end: log.chain(),
+        commit: log.end(),
         has_imported_files: true,
     };
     let mut primary = SourceSession::new(

@@ -362,6 +362,7 @@ impl World {
                 chain_before: 0,
                 end: log.end(),
                 chain_at_end: log.chain(),
+                commit: leader.commit,
                 has_imported_files: false,
             },
         };

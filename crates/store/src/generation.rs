@@ -9,12 +9,12 @@ use std::sync::Arc;
 use kahawai_env::Files;
 use kahawai_journal::{read_small_file, replace_file};
 
-const FILE: &str = "replication/generation";
+pub(crate) const FILE: &str = "replication/generation";
 /// More digits than any number that we wrote.
 const BYTES_MAX: usize = 32;
 
 /// The number; `None` if it was never written or cannot be read: then nothing confirmed is dropped.
-pub(super) fn read(files: &Arc<dyn Files>) -> io::Result<Option<u64>> {
+pub fn read(files: &Arc<dyn Files>) -> io::Result<Option<u64>> {
     let text = match read_small_file(files, FILE, BYTES_MAX) {
         // Longer than a number.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
@@ -24,7 +24,7 @@ pub(super) fn read(files: &Arc<dyn Files>) -> io::Result<Option<u64>> {
 }
 
 /// Writes it, durably, if it is another one. A crash half way leaves the old one.
-pub(super) fn write(files: &Arc<dyn Files>, generation: u64) -> io::Result<()> {
+pub fn write(files: &Arc<dyn Files>, generation: u64) -> io::Result<()> {
     if read(files)? == Some(generation) {
         return Ok(());
     }

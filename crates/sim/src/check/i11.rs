@@ -1,0 +1,38 @@
+//! I11: nothing committed is cut, unless an operator forced it; what is cut is kept aside first.
+
+use kahawai_journal::Truncated;
+use kahawai_store::Identity;
+use kahawai_types::Lsn;
+
+use super::key;
+use crate::ctx::Ctx;
+
+/// A journal is about to be cut.
+pub(crate) fn truncating(ctx: &mut Ctx, index: usize, identity: &Identity, to: Lsn, unclean: bool) {
+    if unclean {
+        return;
+    }
+    let oracle = &ctx.oracle;
+    let Some(held) = oracle.held(key(index, identity)) else { return };
+    let first = held.batches.partition_point(|batch| batch.start < to);
+    let Some(first) = held.batches.get(first) else { return };
+    let place = oracle.committed.partition_point(|batch| batch.start < first.start);
+    let is_committed = oracle
+        .committed
+        .get(place)
+        .is_some_and(|batch| batch.start == first.start && batch.chain == first.chain);
+    if is_committed {
+        ctx.violate(format!("I11: n{index} cuts its journal at {to}, what it drops was committed"));
+    }
+}
+
+/// It was cut.
+pub(crate) fn truncated(ctx: &mut Ctx, index: usize, identity: &Identity, to: Lsn, cut: &Truncated) {
+    ctx.oracle.counts.cuts += 1;
+    if cut.dropped_bytes > 0 && cut.saved_as.is_empty() {
+        ctx.violate(format!("I11: n{index} cut {} bytes at {to} and kept none of them", cut.dropped_bytes));
+    }
+    if let Some(held) = ctx.oracle.held.get_mut(&key(index, identity)) {
+        held.batches.retain(|batch| batch.start < to);
+    }
+}

@@ -1,0 +1,15 @@
+//! I20: a data file goes only by a committed decision, and never one that holds what is not yet committed.
+
+use kahawai_store::Identity;
+
+use crate::ctx::Ctx;
+
+/// A data file was deleted.
+pub(crate) fn retired(ctx: &mut Ctx, index: usize, identity: &Identity, file: u32) {
+    let _ = identity;
+    ctx.oracle.counts.deleted += 1;
+    let commit = ctx.oracle.committed_end();
+    if file >= commit.file() {
+        ctx.violate(format!("I20: n{index} deletes data file {file}, {commit} is committed"));
+    }
+}

@@ -1,0 +1,545 @@
+//! Bulk synchronisation: what `node/src/cluster/bulk.rs` does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use kahawai_env::{File, Files, OpenMode, read_full_at};
+use kahawai_journal::{Chain, INCOMING_DIRECTORY, JournalReader, SealedFile, verify_file};
+use kahawai_kdbr::{
+    CHUNK_BYTES_MAX, Decoder, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse,
+    Frame, ManifestFile, Role as Purpose, SyncId, SyncManifest, TransferStatus,
+};
+use kahawai_replication::sync::{
+    CHUNK_BYTES, FileIdentity, FileKey, Leases, Range, Resume, Transfers, TransfersOptions, plan,
+};
+use kahawai_replication::{SinkEvent, SourceEvent};
+use kahawai_types::{Epoch, Location, Millis, ReplicaId};
+
+use super::copying::Over;
+use super::{Change, MS, Process, Role, chain};
+use crate::ctx::{Ctx, node_at};
+use crate::event::{ConnEvent, NodeEvent, RoleEvent};
+use crate::net::{ConnId, Side};
+
+/// A synchronisation that says nothing for so long is forgotten.
+const LEASE_MS: u32 = 30_000;
+/// What was fetched, for the next attempt.
+const RESUME_FILE: &str = "replication/incoming/resume";
+/// What is being installed.
+const MANIFEST_FILE: &str = "replication/incoming/manifest";
+/// Transfer connections of one synchronisation.
+const SESSIONS: u32 = 2;
+/// A transfer connection that is silent for so long is made again.
+const SILENCE: u64 = 15_000 * MS;
+
+fn described(file: &SealedFile) -> ManifestFile {
+    ManifestFile {
+        kind: FileKind::Journal,
+        id: file.id,
+        length: file.length,
+        first_epoch: file.first_epoch,
+        start_chain: file.start_chain.0,
+        end_chain: file.end_chain.0,
+    }
+}
+
+/// The data files of a manifest, as the journal knows them.
+pub(crate) fn sealed(manifest: &SyncManifest) -> Vec<SealedFile> {
+    let journals = manifest.files.iter().filter(|file| file.kind == FileKind::Journal);
+    journals
+        .map(|file| SealedFile {
+            id: file.id,
+            length: file.length,
+            first_epoch: file.first_epoch,
+            start_chain: Chain(file.start_chain),
+            end_chain: Chain(file.end_chain),
+        })
+        .collect()
+}
+
+/// Remembers what is about to be installed.
+pub(crate) fn keep_manifest(files: &Arc<dyn Files>, manifest: &SyncManifest) -> io::Result<()> {
+    let mut out = BytesMut::new();
+    Frame::SyncManifest(manifest.clone()).encode(&mut out);
+    let file = files.open(MANIFEST_FILE, OpenMode::Write)?;
+    file.set_len(0)?;
+    file.write_at(&out, 0)?;
+    file.sync_all()?;
+    files.sync_directory(INCOMING_DIRECTORY)
+}
+
+/// What was being installed when the process ended.
+pub(crate) fn kept_manifest(files: &Arc<dyn Files>) -> io::Result<Option<SyncManifest>> {
+    if !files.exists(MANIFEST_FILE)? {
+        return Ok(None);
+    }
+    let file = files.open(MANIFEST_FILE, OpenMode::Read)?;
+    let mut bytes = BytesMut::zeroed(usize::try_from(file.len()?).unwrap_or(0));
+    read_full_at(&*file, &mut bytes, 0)?;
+    let mut decoder = Decoder::default();
+    decoder.authenticated();
+    match decoder.decode(&mut bytes) {
+        Ok(Some(Frame::SyncManifest(manifest))) => Ok(Some(manifest)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a manifest")),
+    }
+}
+
+/// What was fetched is in place.
+pub(crate) fn forget(files: &Arc<dyn Files>) -> io::Result<()> {
+    for name in [RESUME_FILE, MANIFEST_FILE] {
+        if files.exists(name)? {
+            files.remove(name)?;
+        }
+    }
+    files.sync_directory(INCOMING_DIRECTORY)
+}
+
+fn incoming(key: FileKey) -> String {
+    format!("{INCOMING_DIRECTORY}/{}", kahawai_journal::data_file_name(key.id))
+}
+
+fn open_incoming(files: &Arc<dyn Files>, key: FileKey) -> io::Result<Arc<dyn File>> {
+    let name = incoming(key);
+    let is_new = !files.exists(&name)?;
+    let file = files.open(&name, OpenMode::Write)?;
+    if is_new {
+        // Before the log says that something is in it.
+        files.sync_directory(INCOMING_DIRECTORY)?;
+    }
+    Ok(file)
+}
+
+fn read_chunk(reader: &JournalReader, id: u32, offset: u64, length: usize) -> Result<Bytes, String> {
+    let mut buffer = BytesMut::zeroed(length);
+    let mut have = 0;
+    while have < length {
+        let rest = buffer.get_mut(have..).unwrap_or_default();
+        match reader.read_raw(id, offset + have as u64, rest).map_err(|error| chain(&error))? {
+            0 => break,
+            read => have += read,
+        }
+    }
+    buffer.truncate(have);
+    Ok(buffer.freeze())
+}
+
+/// The resume log.
+struct Log {
+    resume: Resume,
+    file: Arc<dyn File>,
+    end: u64,
+}
+
+impl Log {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_at(bytes, self.end)?;
+        self.file.sync_data()?;
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// One transfer connection.
+struct Transfer {
+    number: u32,
+    range: Option<(Range, Arc<dyn File>)>,
+    heard: u64,
+}
+
+/// Files that a replica fetches.
+pub(crate) struct Fetch {
+    manifest: SyncManifest,
+    target: usize,
+    transfers: Transfers,
+    log: Log,
+    epoch: Epoch,
+    conns: BTreeMap<ConnId, Transfer>,
+    finished: BTreeSet<u32>,
+    session: u32,
+}
+
+impl Fetch {
+    pub(super) fn progress(&self, now: Millis) -> SinkEvent {
+        let progress = self.transfers.progress(now);
+        SinkEvent::SyncProgress {
+            sync_id: self.manifest.sync_id,
+            files_done: progress.files_done,
+            bytes_done: progress.done_bytes,
+        }
+    }
+}
+
+impl Process {
+    // The primary's side.
+
+    /// May data files go?
+    pub(super) fn may_collect(&mut self, ctx: &Ctx) -> bool {
+        self.leases.expire(ctx.local_ms(self.index));
+        !self.leases.is_pinned(u32::MAX)
+    }
+
+    pub(super) fn release_leases(&mut self, replica: &ReplicaId) {
+        self.leases.release_all_of(replica);
+    }
+
+    pub(super) fn renew_lease(&mut self, now: Millis, sync_id: SyncId) {
+        self.leases.renew(sync_id, now);
+    }
+
+    pub(super) fn release_lease(&mut self, sync_id: SyncId) {
+        self.leases.release(sync_id);
+    }
+
+    pub(super) fn make_manifest(&mut self, ctx: &mut Ctx, conn: ConnId, replica: &ReplicaId) {
+        let event = match self.manifest(ctx, replica) {
+            Ok(manifest) => SourceEvent::Manifest(manifest),
+            Err(problem) => {
+                ctx.say(self.index, || format!("no synchronisation now: {problem}"));
+                SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, problem))
+            }
+        };
+        self.answer_source(ctx, conn, event);
+    }
+
+    fn manifest(&mut self, ctx: &mut Ctx, replica: &ReplicaId) -> Result<SyncManifest, String> {
+        let sync_id = SyncId(u128::from(ctx.random.next_u64()));
+        let now = ctx.local_ms(self.index);
+        let grant = |leases: &mut Leases, files: BTreeSet<u32>, stream_file: u32| {
+            let granted = leases.grant(sync_id, replica.clone(), files, stream_file, now, LEASE_MS.into());
+            granted.map_err(|error| error.to_string())
+        };
+        grant(&mut self.leases, BTreeSet::new(), 0)?;
+        let leading = self.leading().ok_or("no longer the primary")?;
+        let (commit, epoch) = (leading.committed, leading.epoch);
+        let found = leading.store.reader().sealed_files(commit).map_err(|error| chain(&error))?;
+        let files: Vec<ManifestFile> = found.iter().map(described).collect();
+        grant(&mut self.leases, found.iter().map(|file| file.id).collect(), commit.file())?;
+        Ok(SyncManifest {
+            epoch,
+            sync_id,
+            total_bytes: files.iter().map(|file| file.length).sum(),
+            files,
+            stream_start: Location::new(commit.file(), 0).lsn(),
+            commit,
+            lease_ms: LEASE_MS,
+            sessions_max: SESSIONS,
+        })
+    }
+
+    pub(super) fn transfer_frame(&mut self, ctx: &mut Ctx, conn: ConnId, frame: Frame) {
+        let Frame::FileTransfer(request) = frame else {
+            let text = format!("{} does not belong here", frame.name());
+            ctx.send(conn, Side::Acceptor, &Frame::Error(ErrorFrame::new(ErrorCode::Protocol, text)));
+            return self.drop_conn(ctx, conn);
+        };
+        let is_known = self.leases.covers(request.sync_id, request.id);
+        let Role::Leading(leading) = &self.role else { return self.drop_conn(ctx, conn) };
+        let epoch = leading.epoch;
+        let status = match request.kind {
+            _ if request.epoch != epoch || !is_known => TransferStatus::LeaseExpired,
+            FileKind::Journal => TransferStatus::Ok,
+            FileKind::ImportedIndex | FileKind::ImportedRedo => TransferStatus::UnknownFile,
+        };
+        let answer = FileTransferResponse {
+            epoch,
+            request_id: request.request_id,
+            status,
+            file_length: 0,
+            end_chain: 0,
+        };
+        let reader = leading.store.reader();
+        ctx.send(conn, Side::Acceptor, &Frame::FileTransferResponse(answer));
+        if status != TransferStatus::Ok {
+            return;
+        }
+        let end = request.offset.saturating_add(request.length);
+        let mut at = request.offset;
+        while at < end {
+            let length = (end - at).min(CHUNK_BYTES_MAX as u64);
+            let bytes = match read_chunk(&reader, request.id, at, length as usize) {
+                Ok(bytes) if bytes.len() as u64 == length => bytes,
+                _ => {
+                    ctx.say(self.index, || format!("data file {} cannot be read", request.id));
+                    return self.drop_conn(ctx, conn);
+                }
+            };
+            at += length;
+            let chunk = FileChunk::new(epoch, request.request_id, at - length, bytes, at == end);
+            ctx.send(conn, Side::Acceptor, &Frame::FileChunk(chunk));
+        }
+    }
+
+    // The replica's side.
+
+    fn fetch(&mut self) -> Option<&mut Fetch> {
+        self.sink()?.fetch.as_deref_mut()
+    }
+
+    pub(super) fn begin_fetch(&mut self, ctx: &mut Ctx, manifest: SyncManifest) {
+        let sync_id = manifest.sync_id;
+        match self.prepare_fetch(ctx, manifest) {
+            Ok(fetch) => {
+                let session = fetch.session;
+                if let Some(sink) = self.sink() {
+                    sink.fetch = Some(Box::new(fetch));
+                }
+                for number in 0..SESSIONS {
+                    self.role_later(ctx, MS, RoleEvent::Fetch { session, number });
+                }
+            }
+            Err(reason) => self.fetch_failed_later(ctx, sync_id, reason),
+        }
+    }
+
+    fn fetch_failed_later(&mut self, ctx: &mut Ctx, sync_id: SyncId, reason: String) {
+        ctx.say(self.index, || format!("synchronisation interrupted: {reason}"));
+        let Role::Following(following) = &self.role else { return };
+        let session = following.session_number;
+        self.role_later(ctx, MS, RoleEvent::FetchFailed { session, sync_id: sync_id.0 });
+    }
+
+    fn prepare_fetch(&mut self, ctx: &mut Ctx, manifest: SyncManifest) -> Result<Fetch, String> {
+        let text = |error: io::Error| error.to_string();
+        let primary = self.primary_to_follow().ok_or("nobody is to be followed")?;
+        let target = node_at(&primary.address).ok_or("no address")?;
+        let Role::Following(following) = &self.role else { return Err("no store".into()) };
+        let session = following.session_number;
+        let reader = following.follower.reader();
+        self.files.create_directory(INCOMING_DIRECTORY).map_err(text)?;
+        let held = reader.sealed_files(reader.durable_end()).map_err(|error| chain(&error))?;
+        let held: Vec<FileIdentity> = held.iter().map(|file| FileIdentity::from(&described(file))).collect();
+        let is_new = !self.files.exists(RESUME_FILE).map_err(text)?;
+        let file = self.files.open(RESUME_FILE, OpenMode::Write).map_err(text)?;
+        let mut bytes = vec![0; usize::try_from(file.len().map_err(text)?).unwrap_or(0)];
+        read_full_at(&*file, &mut bytes, 0).map_err(text)?;
+        let (resume, valid) = Resume::decode(&bytes);
+        let mut log = Log { resume, file, end: valid as u64 };
+        if valid == 0 {
+            log.append(&Resume::header()).map_err(text)?;
+        }
+        if is_new {
+            self.files.sync_directory(INCOMING_DIRECTORY).map_err(text)?;
+            self.files.sync_directory("replication").map_err(text)?;
+        }
+        let plan = plan(&manifest, &held, &log.resume).map_err(|error| error.to_string())?;
+        let options = TransfersOptions {
+            sessions_max: SESSIONS.min(manifest.sessions_max).max(1),
+            ..TransfersOptions::default()
+        };
+        let transfers = Transfers::new(plan, options, ctx.local_ms(self.index));
+        Ok(Fetch {
+            epoch: manifest.epoch,
+            manifest,
+            target,
+            transfers,
+            log,
+            conns: BTreeMap::new(),
+            finished: BTreeSet::new(),
+            session,
+        })
+    }
+
+    pub(super) fn drop_fetch(&mut self, ctx: &mut Ctx, fetch: Fetch) {
+        for conn in fetch.conns.into_keys() {
+            self.drop_conn(ctx, conn);
+        }
+    }
+
+    /// A transfer session looks for work.
+    pub(super) fn fetch_session(&mut self, ctx: &mut Ctx, session: u32, number: u32) {
+        let now = ctx.local_ms(self.index);
+        let Some(fetch) = self.fetch().filter(|fetch| fetch.session == session) else { return };
+        if fetch.finished.contains(&number) || fetch.conns.values().any(|one| one.number == number) {
+            return;
+        }
+        match fetch.transfers.may_open(number) {
+            None => {
+                let progress = fetch.transfers.progress(now);
+                if fetch.transfers.is_complete() || progress.sessions > 0 {
+                    fetch.finished.insert(number);
+                    if fetch.finished.len() as u32 == SESSIONS {
+                        self.fetched(ctx);
+                    }
+                } else {
+                    self.role_later(ctx, 20 * MS, RoleEvent::Fetch { session, number });
+                }
+            }
+            Some(at) if at > now => {
+                let wait = (at - now).unsigned_abs() * MS;
+                self.role_later(ctx, wait, RoleEvent::Fetch { session, number });
+            }
+            Some(_) => {
+                let target = fetch.target;
+                let conn = self.dial(ctx, target, Purpose::Transfer, false);
+                let heard = ctx.now;
+                if let Some(fetch) = self.fetch() {
+                    fetch.conns.insert(conn, Transfer { number, range: None, heard });
+                }
+            }
+        }
+    }
+
+    pub(super) fn fetch_connected(&mut self, ctx: &mut Ctx, conn: ConnId) {
+        self.fetch_next(ctx, conn);
+        self.tell_later(ctx, SILENCE, NodeEvent::Conn { conn, what: ConnEvent::Transfer });
+    }
+
+    fn fetch_next(&mut self, ctx: &mut Ctx, conn: ConnId) {
+        let now = ctx.local_ms(self.index);
+        let files = Arc::clone(&self.files);
+        let Some(fetch) = self.fetch() else { return self.drop_conn(ctx, conn) };
+        let Some(transfer) = fetch.conns.get_mut(&conn) else { return self.drop_conn(ctx, conn) };
+        transfer.heard = ctx.now;
+        let number = transfer.number;
+        let session = fetch.session;
+        let Some(range) = fetch.transfers.next(number, now) else {
+            fetch.conns.remove(&conn);
+            self.drop_conn(ctx, conn);
+            return self.role_later(ctx, MS, RoleEvent::Fetch { session, number });
+        };
+        let request = FileTransfer {
+            epoch: fetch.epoch,
+            sync_id: fetch.manifest.sync_id,
+            request_id: range.request_id,
+            kind: range.key.kind,
+            id: range.key.id,
+            offset: range.offset,
+            length: range.length,
+        };
+        match open_incoming(&files, range.key) {
+            Ok(file) => transfer.range = Some((range, file)),
+            Err(problem) => return self.fetch_over(ctx, problem.to_string()),
+        }
+        ctx.send(conn, Side::Dialler, &Frame::FileTransfer(request));
+    }
+
+    /// The synchronisation has to begin again.
+    fn fetch_over(&mut self, ctx: &mut Ctx, reason: String) {
+        let Some(fetch) = self.sink().and_then(|sink| sink.fetch.take()) else { return };
+        let sync_id = fetch.manifest.sync_id;
+        self.drop_fetch(ctx, *fetch);
+        self.fetch_failed_later(ctx, sync_id, reason);
+    }
+
+    pub(super) fn fetch_failed(&mut self, ctx: &mut Ctx, session: u32, sync_id: u128) {
+        let Role::Following(following) = &self.role else { return };
+        if following.session_number != session {
+            return;
+        }
+        let Some(sink) = self.sink() else { return };
+        let conn = sink.conn;
+        let failed = SinkEvent::SyncFailed { sync_id: SyncId(sync_id), reason: "it failed".into() };
+        self.sink_step(ctx, failed);
+        if self.sink().is_some_and(|sink| sink.conn == conn) {
+            self.drop_conn(ctx, conn);
+            self.session_over(ctx, Over::Lost);
+        }
+    }
+
+    /// A transfer connection is lost; another one may do better.
+    pub(super) fn fetch_again(&mut self, ctx: &mut Ctx, conn: ConnId) {
+        let now = ctx.local_ms(self.index);
+        let jitter = ctx.random.next_u64();
+        let Some(fetch) = self.fetch() else { return };
+        let Some(transfer) = fetch.conns.remove(&conn) else { return };
+        let (number, session) = (transfer.number, fetch.session);
+        fetch.transfers.failed(number, now, jitter);
+        self.role_later(ctx, MS, RoleEvent::Fetch { session, number });
+    }
+
+    pub(super) fn transfer_silent(&mut self, ctx: &mut Ctx, conn: ConnId) {
+        let now = ctx.now;
+        let Some(heard) = self.fetch().and_then(|fetch| fetch.conns.get(&conn)).map(|one| one.heard) else {
+            return;
+        };
+        if now - heard >= SILENCE {
+            self.drop_conn(ctx, conn);
+            self.fetch_again(ctx, conn);
+        } else {
+            let what = ConnEvent::Transfer;
+            self.tell_later(ctx, SILENCE - (now - heard), NodeEvent::Conn { conn, what });
+        }
+    }
+
+    pub(super) fn fetch_frame(&mut self, ctx: &mut Ctx, conn: ConnId, frame: Frame) {
+        let now = ctx.local_ms(self.index);
+        let Some(fetch) = self.fetch() else { return self.drop_conn(ctx, conn) };
+        let Some(transfer) = fetch.conns.get_mut(&conn) else { return self.drop_conn(ctx, conn) };
+        transfer.heard = ctx.now;
+        let number = transfer.number;
+        let chunk = match frame {
+            Frame::FileTransferResponse(answer) => match answer.status {
+                TransferStatus::Ok => return,
+                TransferStatus::Busy | TransferStatus::Failed => {
+                    self.drop_conn(ctx, conn);
+                    return self.fetch_again(ctx, conn);
+                }
+                status => return self.fetch_over(ctx, format!("the primary says {status:?}")),
+            },
+            Frame::FileChunk(chunk) => chunk,
+            Frame::Error(error) => return self.fetch_over(ctx, error.text),
+            other => return self.fetch_over(ctx, format!("{} does not belong here", other.name())),
+        };
+        let Some((range, file)) = transfer.range.clone() else { return };
+        let length = chunk.bytes.len() as u64;
+        let placed = match fetch.transfers.arrived(number, chunk.request_id, chunk.offset, length) {
+            Ok(placed) => placed,
+            Err(problem) => return self.fetch_over(ctx, problem.to_string()),
+        };
+        if let Err(problem) = file.write_at(&chunk.bytes, chunk.offset) {
+            return self.fetch_over(ctx, problem.to_string());
+        }
+        if !placed.ends_range {
+            return;
+        }
+        if let Err(problem) = file.sync_data() {
+            return self.fetch_over(ctx, problem.to_string());
+        }
+        let first = (range.offset / CHUNK_BYTES) as u32;
+        let mut out = BytesMut::new();
+        fetch.transfers.flushed(now, range.key, first..placed.index + 1, &mut fetch.log.resume, &mut out);
+        if let Err(problem) = fetch.log.append(&out) {
+            return self.fetch_over(ctx, problem.to_string());
+        }
+        self.fetch_next(ctx, conn);
+    }
+
+    /// Everything has come: is it what was announced?
+    fn fetched(&mut self, ctx: &mut Ctx) {
+        let files = Arc::clone(&self.files);
+        let Some(fetch) = self.fetch() else { return };
+        let complete: Vec<FileIdentity> = fetch.transfers.complete().collect();
+        let mut bad = None;
+        for file in sealed(&fetch.manifest) {
+            let Some(identity) = complete.iter().find(|identity| identity.key.id == file.id) else {
+                continue;
+            };
+            if let Err(problem) = verify_file(&files, &incoming(identity.key), &file) {
+                let mut out = BytesMut::new();
+                fetch.log.resume.forget(identity, &mut out);
+                if let Err(problem) = fetch.log.append(&out) {
+                    return self.fetch_over(ctx, problem.to_string());
+                }
+                bad = Some(chain(&problem));
+            }
+        }
+        if let Some(problem) = bad {
+            return self.fetch_over(ctx, problem);
+        }
+        if let Err(problem) = files.sync_directory(INCOMING_DIRECTORY) {
+            return self.fetch_over(ctx, problem.to_string());
+        }
+        let Some(sink) = self.sink() else { return };
+        let epochs = std::mem::take(&mut sink.epochs);
+        let conn = sink.conn;
+        let Some(fetch) = sink.fetch.take() else { return };
+        let manifest = fetch.manifest;
+        let leave =
+            SinkEvent::Leave { reason: "the files are complete".into(), reconnect_after_ms: Some(1_000) };
+        self.sink_quietly(ctx, leave);
+        self.drop_conn(ctx, conn);
+        self.session_over(ctx, Over::Reopen(Change::Install(Box::new(manifest), epochs)));
+    }
+}

@@ -1,0 +1,382 @@
+//! The whole: nodes, what happens to them, and the checks after each step.
+
+use kahawai_testkit::{MemoryFiles, Random};
+
+use crate::check::{self, Counts, live};
+use crate::ctx::{Ctx, Shape, name};
+use crate::event::{ConnEvent, Event, NodeEvent};
+use crate::faults;
+use crate::net::{Arrival, ConnId, EndPoint, Side};
+use crate::node::{Node, Process, Role};
+use crate::options::{Mutation, SimOptions};
+use crate::trace::WORLD;
+use crate::{Micros, Violation};
+
+const MS: Micros = 1_000;
+/// How often the election service looks at its sessions.
+const SERVICE: Micros = 10 * MS;
+/// How often everything is looked at.
+const AUDIT: Micros = 500 * MS;
+/// After the faults, the cluster has so long to be well.
+const PATIENCE: Micros = 180_000 * MS;
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The same for the same seed, on every machine.
+    pub hash: u64,
+    /// Events.
+    pub steps: u64,
+    /// Of the world's time.
+    pub took: Micros,
+    /// What happened.
+    pub counts: Counts,
+    /// What must never be, if it was.
+    pub violation: Option<Violation>,
+    /// What happened, as text, if it was asked for.
+    pub trace: Vec<String>,
+}
+
+pub(crate) struct World {
+    pub(crate) ctx: Ctx,
+    pub(crate) nodes: Vec<Node>,
+    options: SimOptions,
+    arrivals: Vec<Arrival>,
+    steps: u64,
+    /// No fault strikes any more.
+    pub(crate) is_calm: bool,
+    produce_us: Micros,
+    fault_us: Micros,
+}
+
+/// How the world of a seed is.
+fn shape(options: &SimOptions, random: &mut Random) -> Shape {
+    let mut between = |least: i64, most: i64| least + random.below((most - least + 1) as u64) as i64;
+    let replication = kahawai_replication::Timing {
+        heartbeat_ms: between(100, 500),
+        dead_ms: between(700, 3_000),
+        reconnect_ms: between(150, 1_000),
+        takeover_grace_ms: between(50, 200),
+        evict_ms: between(500, 4_000),
+        stable_ms: between(200, 3_000),
+        backoff_ms_max: between(2_000, 10_000),
+        stream_lag_bytes_max: between(4, 64) as u64 * 1024,
+        admission_lag_bytes_max: between(4, 64) as u64 * 1024,
+        in_sync_lag_bytes_max: between(16, 128) as u64 * 1024,
+        file_bytes_max: 0,
+    };
+    let election = kahawai_election::Timing {
+        rank_step_ms: between(20, 150),
+        empty_store_delay_ms: between(200, 1_500),
+        switch_ms: between(300, 2_000),
+        retry_ms: between(50, 200),
+        publish_ms: between(200, 2_000),
+        recover_ms: between(1_500, 20_000),
+        hold_back_ms: between(100, 2_000),
+    };
+    let file_bytes_max = between(2, 16) as u32 * 1024;
+    Shape {
+        nodes: options.nodes,
+        minimum_replicas: options.minimum_replicas,
+        session_ms: between(800, 4_000),
+        replication: kahawai_replication::Timing { file_bytes_max, ..replication },
+        election,
+        file_bytes_max,
+        batch_bytes_max: between(512, 4_096) as u32,
+        ring_bytes_max: between(512, 16_384) as usize,
+        checkpoint_ms: between(300, 5_000) as u64,
+        collect_ms: between(500, 6_000) as u64,
+        uncommitted_bytes_max: between(8, 256) as u64 * 1024,
+        mutation: options.mutation,
+    }
+}
+
+impl World {
+    pub(crate) fn new(options: SimOptions) -> Self {
+        let mut random = Random::new(options.seed ^ 0x5eed_5eed);
+        let shape = shape(&options, &mut random);
+        let mut ctx = Ctx::new(options.seed, shape, options.verbose);
+        let nodes = (0..options.nodes)
+            .map(|index| Node {
+                index,
+                disk: MemoryFiles::new(),
+                life: 0,
+                process: None,
+                paused_until: 0,
+                is_damaged: false,
+                failed_starts: 0,
+            })
+            .collect();
+        for node in 0..options.nodes {
+            let at = random.below(100 * MS);
+            ctx.at(at, Event::Start { node, life: 0 });
+        }
+        ctx.at(0, Event::Service);
+        ctx.at(AUDIT, Event::Audit);
+        ctx.at(200 * MS, Event::Produce);
+        let produce_us = 3 * MS + random.below(40 * MS);
+        let fault_us = 30 * MS + random.below(1_500 * MS);
+        ctx.at(500 * MS, Event::Fault);
+        let world = Self {
+            ctx,
+            nodes,
+            options,
+            arrivals: Vec::new(),
+            steps: 0,
+            is_calm: false,
+            produce_us,
+            fault_us,
+        };
+        if world.ctx.mutated(Mutation::AckBeforeFlush) {
+            world.nodes.iter().for_each(|node| node.disk.lie());
+        }
+        world
+    }
+
+    /// Runs all of it.
+    pub(crate) fn run(mut self) -> Outcome {
+        while self.steps < self.options.steps && self.ctx.violation.is_none() && self.step() {}
+        if self.ctx.violation.is_none() {
+            self.calm_down();
+        }
+        Outcome {
+            hash: self.ctx.trace.hash(),
+            steps: self.steps,
+            took: self.ctx.now,
+            counts: self.ctx.oracle.counts,
+            violation: self.ctx.violation.take(),
+            trace: self.ctx.trace.take(),
+        }
+    }
+
+    /// The faults stop; then the cluster has to become well.
+    fn calm_down(&mut self) {
+        self.is_calm = true;
+        faults::mend_all(self);
+        self.ctx.say(WORLD, || "the faults stop".to_owned());
+        let until = self.ctx.now + PATIENCE;
+        let mut look_at = self.ctx.now;
+        loop {
+            if self.ctx.violation.is_some() || !self.step() {
+                return;
+            }
+            if self.ctx.now < look_at {
+                continue;
+            }
+            look_at = self.ctx.now + 50 * MS;
+            match live::missing(&self.ctx, &self.nodes) {
+                None => break,
+                Some(missing) if self.ctx.now >= until => return self.ctx.violate(missing),
+                Some(_) => {}
+            }
+        }
+        check::full(&mut self.ctx, &self.nodes);
+        live::converged(&mut self.ctx, &self.nodes);
+    }
+
+    /// One event; `false` = nothing will ever happen again.
+    fn step(&mut self) -> bool {
+        let Some((at, event)) = self.ctx.queue.pop() else { return false };
+        self.ctx.now = at;
+        self.steps += 1;
+        self.ctx.trace.mix(at);
+        self.happen(event);
+        if self.ctx.service_changed() {
+            for node in &mut self.nodes {
+                if let Some(process) = &mut node.process {
+                    process.news_later(&mut self.ctx);
+                }
+            }
+        }
+        check::step(&mut self.ctx, &self.nodes);
+        true
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Node { node, life, what } => self.node_event(node, life, what),
+            Event::Start { node, life } => self.start(node, life),
+            Event::Wire { conn, to } => self.wire(conn, to),
+            Event::Dial { conn } => self.dialled(conn),
+            Event::Service => {
+                let ms = (self.ctx.now / MS) as i64 - self.ctx.hub.now();
+                self.ctx.hub.advance(ms);
+                self.ctx.at(SERVICE, Event::Service);
+            }
+            Event::Fault => {
+                if !self.is_calm {
+                    faults::strike(self);
+                    let wait = 1 + self.ctx.random.below(self.fault_us * 2);
+                    self.ctx.at(wait, Event::Fault);
+                }
+            }
+            Event::Heal(healing) => faults::heal(self, healing),
+            Event::Produce => {
+                if !self.is_calm {
+                    self.produce();
+                    let wait = 1 + self.ctx.random.below(self.produce_us * 2);
+                    self.ctx.at(wait, Event::Produce);
+                }
+            }
+            Event::Audit => {
+                check::full(&mut self.ctx, &self.nodes);
+                self.ctx.at(AUDIT, Event::Audit);
+            }
+        }
+    }
+
+    fn node_event(&mut self, index: usize, life: u32, what: NodeEvent) {
+        let Some(node) = self.nodes.get_mut(index).filter(|node| node.life == life) else { return };
+        if node.paused_until > self.ctx.now {
+            return self.ctx.queue.push(node.paused_until, Event::Node { node: index, life, what });
+        }
+        let Some(process) = &mut node.process else { return };
+        self.ctx.trace.mix(index as u64);
+        process.event(&mut self.ctx, what);
+        self.after(index);
+    }
+
+    /// A process that wants to end does.
+    fn after(&mut self, index: usize) {
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        let Some(process) = &mut node.process else { return };
+        if process.exits.is_none() {
+            return;
+        }
+        process.leave(&mut self.ctx);
+        let end = process.point();
+        node.process = None;
+        node.disk = node.disk.kill();
+        node.life += 1;
+        let ctx = &mut self.ctx;
+        ctx.net.ended(ctx.now, &mut ctx.queue, &mut ctx.random, end, false);
+        self.start_later(index);
+    }
+
+    /// Whoever looks after the machine starts the process again.
+    pub(crate) fn start_later(&mut self, index: usize) {
+        let life = self.nodes.get(index).map_or(0, |node| node.life);
+        let most = if self.ctx.random.chance(4) { 3_000 * MS } else { 200 * MS };
+        let wait = 20 * MS + self.ctx.random.below(most);
+        self.ctx.at(wait, Event::Start { node: index, life });
+    }
+
+    fn start(&mut self, index: usize, life: u32) {
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        if node.life != life || node.process.is_some() {
+            return;
+        }
+        let ctx = &mut self.ctx;
+        if ctx.mutated(Mutation::AckBeforeFlush) {
+            node.disk.lie();
+        }
+        ctx.net.returned(ctx.now, &mut ctx.queue, &mut ctx.random, index);
+        match Process::start(ctx, index, life, node.disk.clone()) {
+            Ok(process) => {
+                ctx.note(index, "starts", life.into(), process.identity.promised_epoch.0);
+                node.process = Some(process);
+            }
+            Err(problem) => {
+                check::cannot_open(ctx, index, &problem);
+                ctx.say(index, || format!("cannot start: {problem}"));
+                node.disk = node.disk.kill();
+                node.life += 1;
+                self.start_later(index);
+            }
+        }
+    }
+
+    pub(crate) fn faults(&self) -> crate::options::Faults {
+        self.options.faults
+    }
+
+    /// The process is killed, or the machine loses power.
+    pub(crate) fn kill(&mut self, index: usize, power: bool) {
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        let ctx = &mut self.ctx;
+        ctx.note(index, if power { "loses power" } else { "is killed" }, node.life.into(), 0);
+        if let Some(process) = &mut node.process
+            && node.paused_until <= ctx.now
+        {
+            ctx.oracle.is_dying = true;
+            process.before_death(ctx);
+            ctx.oracle.is_dying = false;
+        }
+        let end = EndPoint { node: index, life: node.life };
+        node.disk = if power { node.disk.crash(ctx.random.next_u64()) } else { node.disk.kill() };
+        node.process = None;
+        node.life += 1;
+        node.paused_until = 0;
+        ctx.hub.heal(&name(index));
+        ctx.net.ended(ctx.now, &mut ctx.queue, &mut ctx.random, end, power);
+        self.start_later(index);
+    }
+
+    fn wire(&mut self, conn: ConnId, to: Side) {
+        let Some((dialler, acceptor)) = self.ctx.net.ends(conn) else { return };
+        let end = if to == Side::Dialler { dialler } else { acceptor };
+        let Some(node) = self.nodes.get_mut(end.node) else { return };
+        let ctx = &mut self.ctx;
+        if node.life == end.life && node.process.is_some() && node.paused_until > ctx.now {
+            return ctx.queue.push(node.paused_until, Event::Wire { conn, to });
+        }
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        ctx.net.arrivals(ctx.now, &mut ctx.queue, conn, to, &mut arrivals);
+        let mut is_over = false;
+        for arrival in arrivals.drain(..) {
+            is_over |= matches!(arrival, Arrival::Closed);
+            if node.life == end.life
+                && let Some(process) = &mut node.process
+                && process.exits.is_none()
+            {
+                process.arrived(ctx, conn, arrival);
+            }
+        }
+        self.arrivals = arrivals;
+        if is_over && node.life != end.life {
+            ctx.net.forget(conn);
+        }
+        self.after(end.node);
+    }
+
+    fn dialled(&mut self, conn: ConnId) {
+        let Some((dialler, acceptor)) = self.ctx.net.ends(conn) else { return };
+        let (from, to) = (dialler.node, acceptor.node);
+        let ctx = &mut self.ctx;
+        if ctx.net.is_cut(from, to) || ctx.net.is_cut(to, from) {
+            return ctx.net.forget(conn);
+        }
+        let delay = 30 + ctx.random.below(300);
+        let what = match self.nodes.get_mut(to).and_then(|node| node.process.as_mut()) {
+            Some(process) => {
+                ctx.net.accepted(conn, process.life);
+                process.accept(ctx, conn);
+                ConnEvent::Connected
+            }
+            None => {
+                ctx.net.forget(conn);
+                ConnEvent::Failed
+            }
+        };
+        let what = NodeEvent::Conn { conn, what };
+        ctx.at(delay, Event::Node { node: from, life: dialler.life, what });
+    }
+
+    /// Some work for whoever leads.
+    fn produce(&mut self) {
+        for node in &mut self.nodes {
+            if node.paused_until > self.ctx.now {
+                continue;
+            }
+            let Some(process) = &mut node.process else { continue };
+            if let Role::Leading(leading) = &mut process.role
+                && leading.is_open
+                && leading.gate_is_open(&self.ctx, node.index)
+                && !leading.is_congested(&self.ctx)
+            {
+                leading.work(&mut self.ctx.random);
+                process.journal_later(&mut self.ctx);
+            }
+        }
+    }
+}
