@@ -126,7 +126,9 @@ class Node(process.Process):
         if self.log is not None:
             self.log.close()
         self.log = open(self.log_path, "ab")  # noqa: SIM115
-        self.child = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log)
+        self.child = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, env={**os.environ, **(self.env or {})}
+        )
         threading.Thread(target=self._follow, args=(self.child, self.said), daemon=True).start()
         if wait:
             self.wait_until_said("ready", "replica")

@@ -127,10 +127,10 @@ class Process:
         self.close()
 
 
-def kahawai(directory, *options, stomp="127.0.0.1:0"):
+def kahawai(directory, *options, stomp="127.0.0.1:0", env=None):
     """`kahawai run` on a directory, STOMP on a port of its choice."""
     command = [paths.kahawai(), "run", "--data", directory, "--stomp", stomp, "--admin", "off", *options]
-    return Process(command)
+    return Process(command, env)
 
 
 def activemq(directory, **options):

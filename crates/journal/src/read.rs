@@ -8,7 +8,7 @@ use kahawai_env::read_full_at;
 use kahawai_types::{Location, Lsn};
 
 use crate::append::RECORD_BYTES_MAX;
-use crate::format::{FILE_BYTES_LIMIT, Problem, RECORD_HEADER_BYTES, USER_RECORD};
+use crate::format::{CheckedBatch, FILE_BYTES_LIMIT, Problem, RECORD_HEADER_BYTES, USER_RECORD};
 use crate::scan::{Batches, Catalog};
 use crate::shared::{Shared, unpoison};
 use crate::stats::count;
@@ -84,15 +84,10 @@ pub struct JournalReader {
 impl JournalReader {
     /// The payload (type byte, varint length, message) of the user record at `at`, whose size with header is `size`.
     ///
-    /// May be a view into a whole batch that was written lately, and then keeps it in memory: copy what is kept for long.
+    /// It is a view into its whole batch, and keeps it in memory: copy what is kept for long. For one record; for more there is
+    /// [`JournalReader::window`].
     pub fn read(&self, at: Location, size: u32) -> Result<Bytes, ReadError> {
-        if let Some(record) = self.recent(at, size)? {
-            return Ok(record);
-        }
-        let mut record = BytesMut::zeroed(self.checked_size(at, size)?);
-        let count = self.read_file(at, &mut record)?;
-        record.truncate(count);
-        self.payload(at, size, record.freeze())
+        self.window().read(at, size)
     }
 
     /// For many records, ascending and close to each other, as when a backlog is drained.
@@ -103,6 +98,7 @@ impl JournalReader {
             valid: 0,
             buffer: Bytes::new(),
             wanted: WINDOW_BYTES_MIN,
+            refused: None,
         }
     }
 
@@ -159,15 +155,19 @@ impl JournalReader {
     }
 }
 
-/// Reads ahead: records that lie close behind one another come from one read.
+/// Reads ahead: records that lie close behind one another come from one read. What it reads are whole batches, whose checksums
+/// and digests are right: a record of a damaged batch is refused, not served.
 #[derive(Debug)]
 pub struct WindowReader {
     reader: JournalReader,
+    /// Where a batch begins.
     at: Lsn,
-    /// Bytes of `buffer` that were read.
+    /// Bytes of `buffer` that were read and are good; a batch ends there.
     valid: usize,
     buffer: Bytes,
     wanted: usize,
+    /// A damaged batch, from its beginning to its end: its records are not read and summed up again, one after the other.
+    refused: Option<(Lsn, Lsn, Problem)>,
 }
 
 impl WindowReader {
@@ -178,7 +178,7 @@ impl WindowReader {
         }
         let bytes = self.reader.checked_size(at, size)?;
         if self.inside(at, bytes).is_none() {
-            self.fill(at, bytes)?;
+            self.fill(at)?;
         }
         let record = self.inside(at, bytes).unwrap_or_default();
         self.reader.payload(at, size, record)
@@ -190,14 +190,33 @@ impl WindowReader {
         (end <= self.valid).then(|| self.buffer.slice(from..end))
     }
 
-    fn fill(&mut self, at: Location, bytes: usize) -> Result<(), ReadError> {
+    fn fill(&mut self, at: Location) -> Result<(), ReadError> {
+        let shared = Arc::clone(&self.reader.shared);
+        let damaged = |at: Lsn, problem| ReadError::Damaged {
+            file: shared.describe(at.file()),
+            at: at.location(),
+            problem,
+        };
+        if let Some((begin, end, problem)) = &self.refused
+            && (*begin..*end).contains(&at.lsn())
+        {
+            return Err(damaged(*begin, *problem));
+        }
+        let window_end = self.at.0 + self.valid as u64;
         let forward =
             at.lsn().0.checked_sub(self.at.0).is_some_and(|by| by <= (self.valid + self.wanted) as u64);
         self.wanted = if forward { (self.wanted * 2).min(WINDOW_BYTES_MAX) } else { WINDOW_BYTES_MIN };
-        let end = self.reader.shared.durable();
+        // Where the last window ended, the next batch begins.
+        let known = Some(Lsn(window_end)).filter(|end| end.file() == at.file && *end <= at.lsn());
+        let failed = |source| ReadError::Io { file: shared.describe(at.file), at, source };
+        let around = shared.batch_around(at, known.map_or(0, Lsn::offset)).map_err(failed)?;
+        let (begin, batch_bytes) =
+            around.map_err(|begin| damaged(Location::new(at.file, begin).lsn(), Problem::NotABatch))?;
+        let begin = Location::new(at.file, begin);
+        let end = shared.durable();
         // Not behind the durable end: what is there may still change.
-        let known = if end.file() == at.file { (end.0 - at.lsn().0) as usize } else { usize::MAX };
-        let length = self.wanted.min(known).max(bytes);
+        let left = if end.file() == at.file { (end.0 - begin.lsn().0) as usize } else { usize::MAX };
+        let length = self.wanted.max(batch_bytes).min(left);
         self.valid = 0;
         let mut buffer = match std::mem::take(&mut self.buffer).try_into_mut() {
             Ok(mut buffer) if buffer.capacity() >= length && buffer.len() <= WINDOW_BYTES_MAX => {
@@ -208,9 +227,28 @@ impl WindowReader {
             }
             _ => BytesMut::zeroed(length),
         };
-        let read = self.reader.read_file(at, buffer.get_mut(..length).unwrap_or_default())?;
+        let read = self.reader.read_file(begin, buffer.get_mut(..length).unwrap_or_default())?;
+        let whole = whole_batches(buffer.get(..read).unwrap_or_default(), begin.lsn());
         self.buffer = buffer.freeze();
-        (self.at, self.valid) = (at.lsn(), read);
+        self.at = begin.lsn();
+        self.valid = whole.map_err(|problem| {
+            let end = Lsn(begin.lsn().0 + batch_bytes as u64);
+            self.refused = Some((begin.lsn(), end, problem));
+            damaged(begin.lsn(), problem)
+        })?;
         Ok(())
+    }
+}
+
+/// Bytes of the good batches at the front; an error if the first one is not good.
+fn whole_batches(bytes: &[u8], begin: Lsn) -> Result<usize, Problem> {
+    let mut valid = 0;
+    loop {
+        let rest = bytes.get(valid..).unwrap_or_default();
+        match CheckedBatch::check(rest, Lsn(begin.0 + valid as u64)) {
+            Ok(batch) => valid += batch.bytes(),
+            Err(problem) if valid == 0 => return Err(problem),
+            Err(_) => return Ok(valid),
+        }
     }
 }

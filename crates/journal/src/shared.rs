@@ -10,11 +10,11 @@ use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, PoisonError, RwLock
 use std::time::Duration;
 
 use bytes::Bytes;
-use kahawai_env::{File, Files, OpenMode};
-use kahawai_types::Lsn;
+use kahawai_env::{File, Files, OpenMode, read_full_at};
+use kahawai_types::{Location, Lsn};
 
 use crate::append::{ClosedBatch, Core, State};
-use crate::format::data_file_name;
+use crate::format::{CONTROL_BYTES, Control, data_file_name};
 use crate::prepare::NextFile;
 use crate::scan::Catalog;
 use crate::stats::Counters;
@@ -176,12 +176,37 @@ impl Shared {
 
     /// A handle for reading.
     pub(crate) fn handle(&self, id: u32) -> io::Result<Arc<dyn File>> {
-        if let Some(file) = unpoison(self.handles.lock()).get(id) {
-            return Ok(file);
+        self.opened(id).map(|(file, _)| file)
+    }
+
+    fn opened(&self, id: u32) -> io::Result<Opened> {
+        if let Some(opened) = unpoison(self.handles.lock()).get(id) {
+            return Ok(opened);
         }
-        let file = self.files.open(&data_file_name(id), OpenMode::Read)?;
-        unpoison(self.handles.lock()).insert(id, file.clone());
-        Ok(file)
+        let opened = (self.files.open(&data_file_name(id), OpenMode::Read)?, Arc::default());
+        unpoison(self.handles.lock()).insert(id, opened.clone());
+        Ok(opened)
+    }
+
+    /// Offset and length of the batch that has the byte at `at`, by the control records before it; `Err` where there is none.
+    /// `from` is the beginning of a batch at or before it.
+    pub(crate) fn batch_around(&self, at: Location, from: u32) -> io::Result<Result<(u32, usize), u32>> {
+        let (file, marks) = self.opened(at.file)?;
+        let mut begin = unpoison(marks.lock()).before(at.offset).max(from);
+        loop {
+            let mut front = [0; CONTROL_BYTES];
+            let read = read_full_at(&*file, &mut front, begin.into())?;
+            let Some(control) = front.get(..read).and_then(Control::decode) else { return Ok(Err(begin)) };
+            let bytes = CONTROL_BYTES + control.payload_bytes as usize;
+            let Some(end) = u32::try_from(bytes).ok().and_then(|bytes| begin.checked_add(bytes)) else {
+                return Ok(Err(begin));
+            };
+            if end > at.offset {
+                return Ok(Ok((begin, bytes)));
+            }
+            begin = end;
+            unpoison(marks.lock()).note(begin);
+        }
     }
 
     pub(crate) fn forget_handle(&self, id: u32) {
@@ -207,22 +232,45 @@ impl Catalog for Shared {
     }
 }
 
-/// Open files, the least recently used goes first.
+/// Where some of the batches of a file begin, so that the one around a record is found without walking the whole file.
+#[derive(Debug, Default)]
+struct Marks(Vec<u32>);
+
+impl Marks {
+    /// About one in so many bytes is kept.
+    const DISTANCE_BYTES: u32 = 64 << 10;
+
+    /// The last that is known at or before `offset`.
+    fn before(&self, offset: u32) -> u32 {
+        let behind = self.0.partition_point(|&begin| begin <= offset);
+        behind.checked_sub(1).and_then(|last| self.0.get(last)).copied().unwrap_or(0)
+    }
+
+    fn note(&mut self, begin: u32) {
+        if begin >= self.0.last().copied().unwrap_or(0).saturating_add(Self::DISTANCE_BYTES) {
+            self.0.push(begin);
+        }
+    }
+}
+
+/// Open files with their marks, the least recently used goes first.
 #[derive(Debug, Default)]
 struct Handles {
-    by_id: BTreeMap<u32, (u64, Arc<dyn File>)>,
+    by_id: BTreeMap<u32, (u64, Opened)>,
     uses: u64,
 }
 
+type Opened = (Arc<dyn File>, Arc<Mutex<Marks>>);
+
 impl Handles {
-    fn get(&mut self, id: u32) -> Option<Arc<dyn File>> {
+    fn get(&mut self, id: u32) -> Option<Opened> {
         self.uses += 1;
         let (used, file) = self.by_id.get_mut(&id)?;
         *used = self.uses;
         Some(file.clone())
     }
 
-    fn insert(&mut self, id: u32, file: Arc<dyn File>) {
+    fn insert(&mut self, id: u32, file: Opened) {
         if self.by_id.len() >= HANDLES_MAX
             && let Some(&oldest) = self.by_id.iter().min_by_key(|(_, (used, _))| used).map(|(id, _)| id)
         {

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kahawai_env::{Files, OverlayFiles};
-use kahawai_journal::{Journal, JournalOptions, JournalReader, Recovery};
+use kahawai_journal::{Journal, JournalOptions, JournalReader, Recovery, WindowReader};
 use kahawai_kahadb::command::{Command, decode};
 use kahawai_message::storage::{DestinationKey, Tier};
 use kahawai_message::stored::decode_message;
@@ -59,9 +60,14 @@ pub fn inspect(files: &Arc<dyn Files>) -> Result<Inspection, OpenError> {
 
 /// Reads the message of a record.
 pub fn read_message(reader: &JournalReader, at: Location, size: u32) -> Result<Message, RecordError> {
+    message_in(&mut reader.window(), at, size)
+}
+
+fn message_in(window: &mut WindowReader, at: Location, size: u32) -> Result<Message, RecordError> {
     let wrong = |reason: String| RecordError { at, reason };
-    let payload = reader.read(at, size).map_err(|e| wrong(e.to_string()))?;
-    match decode(payload).map_err(|e| wrong(e.to_string()))? {
+    // A copy: one message must not keep a whole window in memory.
+    let read = window.read(at, size).map(|payload| Bytes::copy_from_slice(&payload));
+    match decode(read.map_err(|e| wrong(e.to_string()))?).map_err(|e| wrong(e.to_string()))? {
         Command::AddMessage(add) | Command::UpdateMessage(add) => {
             decode_message(add.message).map_err(|e| wrong(e.to_string()))
         }
@@ -108,10 +114,11 @@ impl Inspection {
                 }
             })
             .map_err(chunk)?;
+        let mut window = self.reader.window();
         let mut found = Vec::new();
         for tier in Tier::ALL {
             for &(sequence, at, size) in places.get(tier as usize).into_iter().flatten() {
-                found.push((sequence, read_message(&self.reader, at, size)?));
+                found.push((sequence, message_in(&mut window, at, size)?));
             }
         }
         Ok(found)
@@ -119,6 +126,7 @@ impl Inspection {
 
     /// The transactions in doubt.
     pub fn in_doubt(&self) -> Result<Vec<InDoubt>, RecordError> {
+        let mut window = self.reader.window();
         let mut found = Vec::new();
         let mut all: Vec<_> = self.state.prepared.iter().collect();
         all.sort_by_key(|(_, prepared)| prepared.at);
@@ -127,11 +135,11 @@ impl Inspection {
             for op in &prepared.operations {
                 match op {
                     PreparedOp::Add { at, size, .. } => {
-                        transaction.adds.push(read_message(&self.reader, *at, *size)?)
+                        transaction.adds.push(message_in(&mut window, *at, *size)?)
                     }
                     PreparedOp::Remove { at, size, .. } => {
                         let wrong = |reason: String| RecordError { at: *at, reason };
-                        let payload = self.reader.read(*at, *size).map_err(|e| wrong(e.to_string()))?;
+                        let payload = window.read(*at, *size).map_err(|e| wrong(e.to_string()))?;
                         if let Command::RemoveMessage(remove) =
                             decode(payload).map_err(|e| wrong(e.to_string()))?
                         {

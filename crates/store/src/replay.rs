@@ -542,12 +542,14 @@ impl Replayer {
     }
 
     fn read_prepared(&mut self, state: &mut State, prepared: Prepared) -> Result<Vec<Step>, ReplayError> {
+        let mut window = self.reader.window();
         let mut steps = Vec::with_capacity(prepared.operations.len());
         for op in prepared.operations {
             let (at, size) = match &op {
                 PreparedOp::Add { at, size, .. } | PreparedOp::Remove { at, size, .. } => (*at, *size),
             };
-            let payload = self.reader.read(at, size)?;
+            // A copy: what is kept must not keep a whole window in memory.
+            let payload = Bytes::copy_from_slice(&window.read(at, size)?);
             // Sequences of prepared adds are given at the commit, whoever wrote them.
             match decode(payload).map_err(|source| ReplayError::Command { at, source })? {
                 Command::AddMessage(add) => steps.push(Step::Add { add, at, size, ours: false }),

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use kahawai_env::Files;
-use kahawai_journal::{Evidence, Finding, Journal, JournalOptions, KnownPositions, MAGIC, OpenError, verify};
+use kahawai_journal::{
+    Evidence, Finding, Journal, JournalOptions, KnownPositions, MAGIC, OpenError, ReadError, verify,
+};
 use kahawai_testkit::{MemoryFiles, Random};
 use kahawai_types::{Location, Lsn};
 
@@ -141,10 +143,22 @@ fn damage_in_older_files_is_found_when_they_are_read_and_all_at_once_by_verify()
     let life = Life::begin(&files, options(), KnownPositions::default()).unwrap();
     assert!(walk(&life.journal).unwrap_err().contains(&format!("damaged at {}", damaged[0])));
     let lost = memory.records.iter().find(|record| record.appended.at.lsn() > damaged[0]).unwrap();
-    assert!(
-        life.journal.reader().read(lost.appended.at, lost.appended.size).is_ok(),
-        "single reads check headers only"
-    );
+    let read = life.journal.reader().read(lost.appended.at, lost.appended.size);
+    let at_the_batch =
+        |error: &ReadError| matches!(error, ReadError::Damaged { at, .. } if *at == damaged[0].location());
+    assert!(read.as_ref().is_err_and(at_the_batch), "{read:?}");
+    // In whatever order they are read: the batches around it are served, and its records are not.
+    let batch_end = starts.iter().find(|start| **start > damaged[0]).unwrap();
+    let damaged_batch = damaged[0]..*batch_end;
+    let mut window = life.journal.reader().window();
+    for record in memory.records.iter().chain(memory.records.iter().rev()) {
+        let (at, size) = (record.appended.at, record.appended.size);
+        if at.file == damaged[0].file() {
+            let read = window.read(at, size);
+            assert_eq!(read.is_err(), damaged_batch.contains(&at.lsn()), "{at}: {read:?}");
+            assert!(read.is_err() || read.unwrap() == record.payload);
+        }
+    }
     let report = verify(&(Arc::new(files) as Arc<dyn Files>), 0, KnownPositions::default()).unwrap();
     let found: Vec<_> = report
         .findings
