@@ -254,12 +254,13 @@ impl Control for SingleControl {
         status.connectors = connectors
             .map(|one| Connector { name: one.name.to_owned(), address: one.address.to_string() })
             .collect();
-        self.shared.with(|core| {
+        let written = self.shared.with(|core| {
             status.end = kahawai_message::storage::Storage::appended_end(&core.store);
             status.applied = core.store.applied();
-            status.journal = journal(&core.store.journal().stats(), &core.store.journal().files());
             work(core, &mut status);
+            core.store.journal().clone()
         });
+        status.journal = journal(&written);
         status
     }
 
