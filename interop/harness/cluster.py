@@ -23,7 +23,7 @@ ZOOKEEPER = paths.INTEROP / "tools" / "zookeeper.sh"
 #: Short, so that a takeover is too.
 SESSION_MS = 4000
 #: ZooKeeper ends a session at the next tick, and grants sessions of 2 to 20 of them.
-TICK_MS = 1000
+TICK_MS = 250
 #: What a takeover may take beyond the session: the machine may be busy with other things.
 GRACE_SECONDS = 5
 #: Journal files of the tests: small, so that there are several.

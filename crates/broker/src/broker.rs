@@ -105,7 +105,7 @@ impl From<Stop> for Refusal {
         match stop {
             Stop::Refused(refusal) => refusal,
             Stop::Storage(error @ StorageError::TooLarge { .. }) => Self::Limit(error.to_string()),
-            Stop::Storage(error @ StorageError::Failed(_)) => Self::Storage(error.to_string()),
+            Stop::Storage(StorageError::Failed(reason)) => Self::Storage(reason),
         }
     }
 }
@@ -145,6 +145,15 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// Does anybody wait for what the store applies? If not, that may as well come later, and more of it at once.
+    pub fn is_awaited(&self) -> bool {
+        self.consumers.len() > 0
+            || !self.blocked.is_empty()
+            || !self.deferred.is_empty()
+            || !self.work.is_empty()
+            || self.loads_under_way > 0
+    }
+
     /// A broker that knows nothing yet.
     pub fn new(options: Options) -> Self {
         Self {

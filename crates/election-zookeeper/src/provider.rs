@@ -58,7 +58,7 @@ pub(crate) enum Command {
 /// What the task and the callers share.
 pub(crate) struct Shared {
     pub(crate) options: Options,
-    /// Until when nobody else can have been granted what our session holds.
+    /// Until when nobody else can have been granted what the session that lives now holds.
     pub(crate) deadline: AtomicI64,
     current: Mutex<Current>,
     presence: Mutex<Option<Vec<u8>>>,
@@ -372,8 +372,13 @@ impl Provider for ZookeeperProvider {
         })
     }
 
-    fn deadline(&self) -> Millis {
-        self.shared.deadline.load(Ordering::Acquire)
+    fn deadline(&self, fence: Fence) -> Millis {
+        // Under the lock: a later session, with a deadline of its own, begins by taking the grant away.
+        let current = lock(&self.shared.current);
+        match &current.grant {
+            Some(grant) if grant.fence == fence => self.shared.deadline.load(Ordering::Acquire),
+            _ => Millis::MIN,
+        }
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -201,14 +201,23 @@ async fn an_unknown_write_is_resolved_by_repeating_it(bench: &impl Bench) {
 /// ES6: who is cut off knows by its own clock when to stop, before anybody else is granted anything.
 async fn the_deadline_comes_before_the_next_grant(bench: &impl Bench) {
     let (a, b) = (bench.open(&node("a")).await, bench.open(&node("b")).await);
-    win(&*a).await;
-    assert!(a.deadline() > bench.now(), "no time to do anything");
+    let fence = win(&*a).await;
+    assert!(a.deadline(fence) > bench.now(), "no time to do anything");
     let waiting = b.campaign();
     cut_until_expired(bench, &node("a")).await;
-    let deadline = a.deadline();
+    let deadline = a.deadline(fence);
     assert!(waiting.await.is_ok(), "the grant should pass on");
     assert!(deadline < bench.now(), "granted to another at {}, good until {deadline}", bench.now());
-    assert!(a.deadline() < bench.now(), "prolonged without a connection");
+    assert!(a.deadline(fence) < bench.now(), "prolonged without a connection");
+    // The next session is somebody else, although it is the same process.
+    bench.heal(&node("a")).await;
+    await_event(&*a, |event| *event == ProviderEvent::SessionLost).await;
+    await_event(&*a, |event| *event == ProviderEvent::Connected).await;
+    assert!(a.deadline(fence) < bench.now(), "prolonged by another session");
+    b.resign().await;
+    let again = win(&*a).await;
+    assert!(a.deadline(again) > bench.now(), "no time to do anything");
+    assert!(a.deadline(fence) < bench.now(), "prolonged by another grant");
 }
 
 /// ES7: after a connection is back, with the same session or another, the process hears that it must read again, and

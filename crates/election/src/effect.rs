@@ -99,6 +99,9 @@ pub enum StepDownReason {
     /// The disk.
     #[error("the journal could not be written")]
     StorageFailed,
+    /// The disk, which may come back.
+    #[error("this node's disk flushes nothing, and a replica's does")]
+    DiskStalled,
     /// Somebody asked for it.
     #[error("asked to step down")]
     Asked,

@@ -26,7 +26,7 @@ use crate::status::Status;
 const QUEUE_MAX: usize = 64;
 
 /// How far this process is on its way to leading.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Role {
     /// It does not try.
     Idle,
@@ -48,8 +48,8 @@ enum Role {
 ///
 /// Its driver carries out the effects in their order (the gate closes before the grant is given back), gives one answer to
 /// each `Read`, `ReadPresence`, `Create`, `Cas` and `Campaign`, in whatever order they come, and sends a `Tick` with the
-/// provider's deadline when [`wake_at`](Self::wake_at) says so.
-#[derive(Debug)]
+/// provider's deadline of its [`grant`](Self::grant) when [`wake_at`](Self::wake_at) says so.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Elector {
     settings: Settings,
     local: Local,
@@ -64,6 +64,8 @@ pub struct Elector {
     vacant_since: Option<Millis>,
     /// Others go first until then.
     held_back_until: Millis,
+    /// We let others lead after this epoch of ours: they go first until then, or until one of them has led.
+    farewell: Option<(Epoch, Millis)>,
     /// Times that an epoch of ours could not be committed.
     failures: u32,
     /// The highest promise that a peer has told of.
@@ -100,6 +102,7 @@ impl Elector {
             present: Vec::new(),
             vacant_since: None,
             held_back_until: Millis::MIN,
+            farewell: None,
             failures: 0,
             peer_promise: Epoch(0),
             has_storage_failed: false,
@@ -141,6 +144,14 @@ impl Elector {
         }
     }
 
+    /// The grant that it holds: what the deadline of a [`Event::Tick`] is about.
+    pub fn grant(&self) -> Option<Fence> {
+        match self.role {
+            Role::Granted { fence, .. } | Role::Leading { fence, .. } => Some(fence),
+            Role::Idle | Role::Queued { .. } | Role::SteppingDown { .. } => None,
+        }
+    }
+
     /// When it wants the next [`Event::Tick`], if nothing happens before.
     pub fn wake_at(&self) -> Option<Millis> {
         [
@@ -175,6 +186,7 @@ impl Elector {
                 self.has_storage_failed = true;
                 self.give_up(now, StepDownReason::StorageFailed, fx);
             }
+            Event::DiskStalled => self.give_up(now, StepDownReason::DiskStalled, fx),
             Event::PeerEpoch(epoch) => self.on_peer_epoch(now, epoch, fx),
             Event::Request { id, request } => self.on_request(now, id, request, fx),
             Event::Tick { deadline } => self.deadline = Some(deadline),

@@ -34,6 +34,9 @@ pub enum Event {
     SteppedDown(Local),
     /// A write or flush did not succeed. This process never leads again.
     StorageFailed,
+    /// A flush does not come back while a replica's do. Somebody else is to lead, at once: without a word in the record, whose
+    /// copy this node could not keep.
+    DiskStalled,
     /// A peer has promised this epoch.
     PeerEpoch(Epoch),
     /// Somebody wants something of the record.
@@ -45,13 +48,13 @@ pub enum Event {
     },
     /// Time has passed.
     Tick {
-        /// What the provider's `deadline` says.
+        /// What the provider's `deadline` says of [`Elector::grant`](crate::Elector::grant); any, without one.
         deadline: Millis,
     },
 }
 
 /// What the elector has to know about this node's store.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Local {
     /// The cluster that the store belongs to. Until it has data, any will do.
     pub cluster_id: ClusterId,
@@ -68,7 +71,7 @@ pub struct Local {
 }
 
 /// Whether a store can be led with.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Condition {
     /// Yes.
     Usable,
@@ -81,11 +84,17 @@ pub enum Condition {
 }
 
 /// A change of the record. Only the primary's elector carries them out, except where noted.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Request {
     /// Another in-sync set: with us, and not below the minimum unless it only grows. The answer is also
     /// [`Effect::Changed`](crate::Effect::Changed), whether applied or not.
+    ///
+    /// For the machine that decides about commits, and for nobody else: it waits for the set that it proposes and for the one
+    /// that is recorded, and would not know of a third.
     InSync(BTreeSet<ReplicaId>),
+    /// The in-sync set without these, whatever else it is by then: not below the minimum, and with us. What an operator may ask,
+    /// who does not know which proposal of the primary's is under way.
+    Without(BTreeSet<ReplicaId>),
     /// The epoch's marker is committed.
     Activate {
         /// Where it begins.

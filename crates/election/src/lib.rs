@@ -2,7 +2,7 @@
 //!
 //! Nothing here does I/O, reads a clock or knows a runtime. Reading order: [`ClusterRecord`] (what the cluster agrees on) and
 //! its JSON; [`Presence`] (what processes say about themselves); [`Provider`] (what an election service must offer);
-//! [`Elector`], the machine that decides for one process, with its [`Event`]s and [`Effect`]s. [`memory`] is a service in this
+//! [`Elector`], the machine that decides for one process, with its [`Event`]s and [`Effect`]s. [`single`] is the service of a node alone, [`memory`] one in this
 //! process, for tests; [`conformance`] is what every provider must pass.
 //!
 //! What holds, whatever the service, the network and the other processes do:
@@ -26,6 +26,7 @@ mod presence;
 mod provider;
 mod record;
 mod settings;
+pub mod single;
 mod status;
 
 pub use effect::{Effect, Refusal, StepDownReason};

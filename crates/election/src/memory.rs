@@ -62,6 +62,8 @@ struct Place {
 struct Client {
     node: NodeId,
     session: Session,
+    /// Lower ones were won in sessions that have ended.
+    fences_from: u64,
     is_cut: bool,
     is_closed: bool,
     /// It gave the grant back while it was cut off.
@@ -112,9 +114,11 @@ impl Hub {
         let mut state = self.lock();
         let client = state.clients.len();
         let session = Session::Live { renewed_at: state.now };
+        let fences_from = state.places + 1;
         state.clients.push(Client {
             node: node.clone(),
             session,
+            fences_from,
             is_cut: false,
             is_closed: false,
             has_resigned: false,
@@ -164,7 +168,7 @@ impl Hub {
     pub fn heal(&self, node: &NodeId) {
         let mut state = self.lock();
         for client in state.clients_of(node) {
-            let now = state.now;
+            let (now, fences_from) = (state.now, state.places + 1);
             let Some(one) = state.clients.get_mut(client) else { continue };
             if !one.is_cut || one.is_closed {
                 continue;
@@ -174,6 +178,7 @@ impl Hub {
                 Session::Live { renewed_at } => *renewed_at = now,
                 session @ Session::Ended { .. } => {
                     *session = Session::Live { renewed_at: now };
+                    one.fences_from = fences_from;
                     one.events.push_back(ProviderEvent::SessionLost);
                 }
             }
@@ -189,11 +194,12 @@ impl Hub {
         let mut state = self.lock();
         for client in state.clients_of(node) {
             state.end_session(client);
-            let now = state.now;
+            let (now, fences_from) = (state.now, state.places + 1);
             let Some(one) = state.clients.get_mut(client) else { continue };
             if !one.is_cut && !one.is_closed {
                 one.events.push_back(ProviderEvent::SessionLost);
                 one.session = Session::Live { renewed_at: now };
+                one.fences_from = fences_from;
                 state.greet(client);
             }
         }
@@ -450,9 +456,10 @@ impl Provider for MemoryProvider {
         }))
     }
 
-    fn deadline(&self) -> Millis {
+    fn deadline(&self, fence: Fence) -> Millis {
         let state = self.hub.lock();
-        match state.clients.get(self.client).map(|one| one.session) {
+        let one = state.clients.get(self.client).filter(|one| fence.0 >= one.fences_from);
+        match one.map(|one| one.session) {
             Some(Session::Live { renewed_at } | Session::Ended { renewed_at }) => {
                 renewed_at + state.session_ms * (100 - DRIFT_PERCENT) / 100 - MARGIN_MS
             }

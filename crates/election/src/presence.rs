@@ -3,7 +3,7 @@ use kahawai_types::{BootId, Epoch, Lsn, NodeId, ReplicaId, StoreId};
 /// What a running process says about itself. It goes when the process's session with the service ends.
 ///
 /// A hint for who tries first, and for the status page: no decision about safety reads it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Presence {
     /// The node's name.
     pub node: NodeId,
@@ -33,7 +33,7 @@ impl Presence {
 }
 
 /// What a process does, as far as others care.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum PresenceState {
     /// It leads.
     Leading,

@@ -137,9 +137,10 @@ pub trait Provider: Send + Sync + 'static {
     /// The next thing that happened. One caller at a time; dropping the future loses nothing.
     fn next_event(&self) -> BoxFuture<'_, ProviderEvent>;
 
-    /// Until when, on this machine's boot clock, nobody else can have been granted what our session holds. `Millis::MIN`
-    /// without a session, `Millis::MAX` where grants never end.
-    fn deadline(&self) -> Millis;
+    /// Until when, on this machine's boot clock, nobody else can hold the grant that we won as `fence`. `Millis::MIN` or what
+    /// it was once the session that won it has ended or the grant was given back, whatever a later session holds;
+    /// `Millis::MAX` where grants never end.
+    fn deadline(&self, fence: Fence) -> Millis;
 
     /// What the service offers.
     fn capabilities(&self) -> Capabilities;
@@ -182,8 +183,8 @@ impl<P: Provider + ?Sized> Provider for Arc<P> {
         (**self).next_event()
     }
 
-    fn deadline(&self) -> Millis {
-        (**self).deadline()
+    fn deadline(&self, fence: Fence) -> Millis {
+        (**self).deadline(fence)
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -4,7 +4,7 @@ use std::fmt;
 use kahawai_types::{BootId, ClusterId, Epoch, Lsn, NodeId, ReplicaId, StoreId};
 
 /// A process that leads, or led.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct PrimaryRef {
     /// The node's name.
     pub node: NodeId,
@@ -26,7 +26,7 @@ impl PrimaryRef {
 }
 
 /// How far the primary of the epoch has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Phase {
     /// Its marker is not committed yet.
     Recovering,
@@ -44,7 +44,7 @@ impl fmt::Display for Phase {
 }
 
 /// A node that has joined, whether it is there or not.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Member {
     /// Its newest data directory.
     pub store: StoreId,
@@ -61,7 +61,7 @@ pub struct Member {
 /// Every write raises `version`, whoever makes it; `epoch` and `unclean_generation` never go back. `in_sync` is never
 /// empty and holds the primary. Of an acknowledged write every member of `in_sync` has a copy, so that any of them may
 /// lead.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ClusterRecord {
     /// Made with the record.
     pub cluster_id: ClusterId,
@@ -108,7 +108,7 @@ impl ClusterRecord {
 }
 
 /// Orders the records of one cluster by when they were written.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Age {
     /// See [`ClusterRecord::unclean_generation`].
     pub unclean_generation: u64,

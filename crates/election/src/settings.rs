@@ -1,7 +1,7 @@
 use kahawai_types::{BootId, Millis, ReplicaId};
 
 /// Who this process is, and how patient.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Settings {
     /// The copy of the journal that it has.
     pub me: ReplicaId,
@@ -20,7 +20,7 @@ pub struct Settings {
 }
 
 /// How long the elector waits for what.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Timing {
     /// The first in rank asks for a vacant grant at once, each further one this much later.
     pub rank_step_ms: Millis,

@@ -5,7 +5,7 @@ use kahawai_types::{Epoch, NodeId, ReplicaId};
 use crate::record::Phase;
 
 /// What the elector does or waits for, for the log and the status page.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Status {
     /// The service has not answered yet.
     Connecting,

@@ -13,8 +13,8 @@ use crate::prepare::NextFile;
 use crate::retire::{self, TOGETHER_MAX};
 use crate::shared::{Shared, unpoison};
 use crate::{
-    AppendError, Appended, Appender, DataFile, JournalOptions, JournalReader, JournalStats, KnownPositions,
-    OpenError, Preparer, Recovery, Writer,
+    AppendError, Appended, Appender, DataFile, JournalFailed, JournalOptions, JournalReader, JournalStats,
+    KnownPositions, OpenError, Preparer, Recovery, Writer,
 };
 
 /// A new reign: what its marker says, without what the journal knows itself.
@@ -149,6 +149,14 @@ impl Journal {
         let appended = core.begin_epoch(marker);
         self.shared.release(core);
         Ok(appended?)
+    }
+
+    /// Why nothing is confirmed any more, once that is so.
+    pub fn failure(&self) -> Option<JournalFailed> {
+        match &self.shared.core().state {
+            State::Failed(failed) => Some(failed.clone()),
+            State::Running | State::Closed => None,
+        }
     }
 
     /// The reign of the newest batch of ours; 0 if there is none.

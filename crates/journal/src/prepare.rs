@@ -16,10 +16,10 @@ use kahawai_env::{File, Files, OpenMode};
 use kahawai_types::Location;
 use tracing::warn;
 
+use crate::FailedStep;
 use crate::format::{END_MARK, PAGE_BYTES, data_file_name};
 use crate::shared::{Shared, unpoison};
 use crate::stats::count;
-use crate::{FailedStep, JournalFailed};
 
 /// The file being made.
 pub(crate) const NEXT_FILE_NAME: &str = "db-next.tmp";
@@ -201,7 +201,7 @@ impl Preparer {
             Err(PrepareError::Flush(error)) => {
                 let error = Arc::new(error);
                 let at = Location::new(id, 0).lsn();
-                self.shared.fail(&JournalFailed { at, step: FailedStep::NewFile, source: error.clone() });
+                self.shared.failed(at, FailedStep::NewFile, error.clone());
                 (Progress::GaveUp, Err(io::Error::new(error.kind(), error)))
             }
         };

@@ -82,7 +82,8 @@ impl Shared {
             self.core.clear_poison();
             let source = Arc::new(io::Error::other("an encoder panicked"));
             let at = core.end();
-            core.fail(&JournalFailed { at, step: FailedStep::Encode, source });
+            let file = self.describe(at.file());
+            core.fail(&JournalFailed { file, at, step: FailedStep::Encode, source });
             core
         })
     }
@@ -136,6 +137,13 @@ impl Shared {
             core.writer_idle = false;
         }
         core.writer_wants = 0;
+    }
+
+    /// Nothing is confirmed any more, because of this.
+    pub(crate) fn failed(&self, at: Lsn, step: FailedStep, source: Arc<io::Error>) -> JournalFailed {
+        let failed = JournalFailed { file: self.describe(at.file()), at, step, source };
+        self.fail(&failed);
+        failed
     }
 
     /// Nothing is confirmed any more.

@@ -50,8 +50,10 @@ impl std::fmt::Display for FailedStep {
 
 /// The journal failed, for good: what became of the bytes is unknown, so this process confirms nothing any more.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("the journal failed at {at}, {step}")]
+#[error("the journal failed at {at}, {step}: {file}")]
 pub struct JournalFailed {
+    /// Full name of the data file.
+    pub file: String,
     /// Where.
     pub at: Lsn,
     /// Doing what.
@@ -263,9 +265,7 @@ impl Writer {
     }
 
     fn fail(&self, at: Lsn, step: FailedStep, error: io::Error) -> JournalFailed {
-        let failed = JournalFailed { at, step, source: Arc::new(error) };
-        self.shared.fail(&failed);
-        failed
+        self.shared.failed(at, step, Arc::new(error))
     }
 
     /// Writes the front of a batch, into the file where it belongs.

@@ -197,7 +197,7 @@ pub enum Refusal {
     #[error("{0}")]
     Limit(String),
     /// Storage failed; nothing is confirmed any more.
-    #[error("{0}")]
+    #[error("storage failed: {0}")]
     Storage(String),
 }
 

@@ -11,8 +11,29 @@ use crate::outbox::Outbox;
 #[derive(Debug, Default)]
 pub struct Commit {
     position: AtomicU64,
-    waiting: Mutex<Vec<(Lsn, Arc<Outbox>)>>,
+    waiting: Mutex<Waiting>,
 }
+
+/// Who waits, and how many have done so lately.
+#[derive(Debug)]
+struct Waiting {
+    list: Vec<(Lsn, Arc<Outbox>)>,
+    /// From 1 on: of so many rises.
+    round: u32,
+    rises: u32,
+    /// Connections that have waited in this round, and in the one before.
+    crowd: usize,
+    crowd_before: usize,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { list: Vec::new(), round: 1, rises: 0, crowd: 0, crowd_before: 0 }
+    }
+}
+
+/// Rises of the position in a round: enough for everybody who sends all the time to be seen.
+const ROUND: u32 = 8;
 
 impl Commit {
     /// At the position that recovery found.
@@ -31,7 +52,13 @@ impl Commit {
         let mut ready = Vec::new();
         {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.retain_mut(|(lsn, outbox)| {
+            waiting.rises += 1;
+            if waiting.rises >= ROUND {
+                waiting.rises = 0;
+                waiting.round = waiting.round.wrapping_add(1).max(1);
+                waiting.crowd_before = std::mem::take(&mut waiting.crowd);
+            }
+            waiting.list.retain_mut(|(lsn, outbox)| {
                 let keep = *lsn > to;
                 if !keep {
                     ready.push(Arc::clone(outbox));
@@ -44,9 +71,10 @@ impl Commit {
         }
     }
 
-    /// How many connections wait for an answer.
+    /// How many connections have lately waited for an answer.
     pub fn crowd(&self) -> usize {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.crowd.max(waiting.crowd_before)
     }
 
     /// Wakes `outbox` once the position reaches `lsn`; `false` = it has already.
@@ -56,13 +84,14 @@ impl Commit {
         if self.position() >= lsn {
             return false;
         }
-        waiting.push((lsn, Arc::clone(outbox)));
+        waiting.crowd += usize::from(outbox.waits_in(waiting.round));
+        waiting.list.push((lsn, Arc::clone(outbox)));
         true
     }
 
     /// A connection has ended.
     pub fn forget(&self, outbox: &Arc<Outbox>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|(_, other)| !Arc::ptr_eq(other, outbox));
+        waiting.list.retain(|(_, other)| !Arc::ptr_eq(other, outbox));
     }
 }

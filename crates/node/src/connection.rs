@@ -12,7 +12,7 @@ use bytes::{Buf, BytesMut};
 use kahawai_broker::{ConnectionKey, Outcome};
 use kahawai_journal::WindowReader;
 use kahawai_message::front::{Ack, Delivery, Refusal, Request, Source, Token};
-use kahawai_message::storage::{Storage, StorageError};
+use kahawai_message::storage::Storage;
 use kahawai_stomp::{After, Closed, Connection, ConnectionOptions, Progress};
 use kahawai_types::{Lsn, Millis};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -442,7 +442,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                     self.appended = self.appended.max(*lsn);
                 }
                 if let Err(Refusal::Storage(reason)) = &result {
-                    core.check::<()>(Err(StorageError::Failed(reason.clone())));
+                    core.fail(reason.clone());
                 }
                 result
             }
@@ -474,7 +474,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                         break;
                     }
                     Held::Behind(_, request, token) => {
-                        while core.apply(now, position, usize::MAX).unwrap_or(false) {}
+                        core.catch_up(now, position);
                         match self.request(core, now, request) {
                             Ok(_) => self.owe(core.answer_at(), token),
                             Err(refusal) => refused.push((token, refusal)),

@@ -1,7 +1,7 @@
 //! Broker and store behind one lock, and the way their effects take.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 
 use kahawai_broker::{Broker, ConnectionKey, Effect, LoadRequest, ScanRequest};
@@ -24,6 +24,9 @@ pub enum Errand {
     Load(LoadRequest),
 }
 
+/// Nobody waits for less than this to be applied, unless the broker says so.
+const APPLY_BYTES_MIN: u64 = 64 << 10;
+
 /// What the lock protects.
 pub struct Core {
     /// Decides.
@@ -38,6 +41,7 @@ pub struct Core {
     wake: Vec<Arc<Outbox>>,
     errands: Vec<Errand>,
     again: bool,
+    awaited: bool,
     failed: Option<String>,
 }
 
@@ -47,10 +51,20 @@ impl Core {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                self.failed.get_or_insert(error.to_string());
+                self.fail(match error {
+                    StorageError::Failed(reason) => reason,
+                    other => other.to_string(),
+                });
                 None
             }
         }
+    }
+
+    /// Ends the node. A connection may meet a journal that failed before the journal's thread has said so: the reason is the
+    /// journal's own, with file and cause.
+    pub fn fail(&mut self, reason: String) {
+        let journal = self.store.journal().failure();
+        self.failed.get_or_insert(journal.map_or(reason, |failed| crate::chain(&failed)));
     }
 
     /// Brings the index towards the commit position and lets the broker dispatch; `true` = there is more.
@@ -63,6 +77,11 @@ impl Core {
         }
         self.applied = applied;
         more
+    }
+
+    /// Applies all that is committed, for somebody who is about to look. The applier meets the same errors, and ends the node.
+    pub fn catch_up(&mut self, now: Millis, commit: Lsn) {
+        while self.apply(now, commit, usize::MAX).unwrap_or(false) {}
     }
 
     /// A connection's mailbox, from its CONNECT to its end.
@@ -134,6 +153,10 @@ pub struct Shared {
     settled_from: Lsn,
     /// No request is taken any more: another node takes over.
     paused: AtomicBool,
+    /// Somebody waits for what is applied.
+    awaited: AtomicBool,
+    /// The applier knows of everything below.
+    rung_at: AtomicU64,
     failure: Failure,
     stopping: AtomicBool,
 }
@@ -220,6 +243,7 @@ impl Shared {
             wake: Vec::new(),
             errands: Vec::new(),
             again: false,
+            awaited: false,
             failed: None,
         };
         let shared = Self {
@@ -234,6 +258,8 @@ impl Shared {
             gate: Gate::default(),
             settled_from,
             paused: AtomicBool::new(false),
+            awaited: AtomicBool::new(false),
+            rung_at: AtomicU64::new(0),
             failure: Failure::default(),
             stopping: AtomicBool::new(false),
         };
@@ -247,7 +273,13 @@ impl Shared {
         }
         let was_settled = self.is_settled();
         self.commit.raise(to);
-        self.bell.ring();
+        // Either we see that somebody waits, or who makes it so sees the new position.
+        fence(Ordering::SeqCst);
+        let behind = to.0.saturating_sub(self.rung_at.load(Ordering::Relaxed));
+        if self.awaited.load(Ordering::Relaxed) || behind >= APPLY_BYTES_MIN || !was_settled {
+            self.rung_at.store(to.0, Ordering::Relaxed);
+            self.bell.ring();
+        }
         if !was_settled && self.is_settled() {
             self.wake_all();
         }
@@ -293,7 +325,14 @@ impl Shared {
             let mut core = self.lock();
             let result = work(&mut core);
             core.distribute();
-            let again = std::mem::take(&mut core.again);
+            let mut again = std::mem::take(&mut core.again);
+            let awaited = core.broker.is_awaited();
+            if awaited != core.awaited {
+                core.awaited = awaited;
+                self.awaited.store(awaited, Ordering::Relaxed);
+                fence(Ordering::SeqCst);
+                again |= awaited;
+            }
             let failed = core.failed.clone();
             (result, std::mem::take(&mut core.wake), std::mem::take(&mut core.errands), again, failed)
         };

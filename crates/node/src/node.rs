@@ -254,7 +254,9 @@ impl Control for SingleControl {
         status.connectors = connectors
             .map(|one| Connector { name: one.name.to_owned(), address: one.address.to_string() })
             .collect();
+        let (now, commit) = (self.shared.now(), self.shared.commit.position());
         let written = self.shared.with(|core| {
+            core.catch_up(now, commit);
             status.end = kahawai_message::storage::Storage::appended_end(&core.store);
             status.applied = core.store.applied();
             work(core, &mut status);

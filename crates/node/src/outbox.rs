@@ -1,6 +1,6 @@
 //! What waits for a connection's task: deliveries and events from the core.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use kahawai_message::front::{Delivery, Event};
@@ -23,6 +23,8 @@ pub struct Outbox {
     items: Mutex<Vec<Item>>,
     unblocked: AtomicBool,
     closing: AtomicBool,
+    /// The round of flushes in which it last waited for one.
+    waited_in: AtomicU32,
     /// Set when there is anything new, and by the commit position.
     pub signal: Signal,
 }
@@ -48,6 +50,11 @@ impl Outbox {
     /// Takes that note.
     pub fn take_unblocked(&self) -> bool {
         self.unblocked.swap(false, Ordering::AcqRel)
+    }
+
+    /// It waits for a flush, in this round; `true` = for the first time in it.
+    pub fn waits_in(&self, round: u32) -> bool {
+        self.waited_in.swap(round, Ordering::Relaxed) != round
     }
 
     /// The node stops: the task ends without further answers.

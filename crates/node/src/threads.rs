@@ -27,13 +27,52 @@ const COLLECT_MS: u64 = 30_000;
 /// A checkpoint is due when a restart would replay this much.
 const CHECKPOINT_BYTES: u64 = 256 << 20;
 
-/// So many connections that wait for their answers are a crowd…
-const CROWD: usize = 8;
+/// So many connections that waited for answers within a few flushes are a crowd; where senders keep a pace of their own it takes
+/// many thousand messages a second to look like one…
+const CROWD: usize = 32;
 /// …of which this part is waited for before the next flush: what they send comes as fast as answers go out, and each flush less
 /// leaves the processor to them…
 const CROWD_PART: usize = 4;
 /// …but no longer than this.
-const GATHER: Duration = Duration::from_micros(300);
+const GATHER: Duration = Duration::from_micros(1500);
+/// Where waiting was of no use, so many flushes at most do without before it is tried again.
+const SKIPS_MAX: u32 = 256;
+
+/// Whether it is worth to wait for more before a flush. Where everybody sends again as soon as it has its answer it is; where
+/// senders keep a pace of their own it only costs them time.
+#[derive(Default)]
+struct Gathering {
+    wanted: u64,
+    /// Flushes that do without.
+    skips: u32,
+    skips_next: u32,
+}
+
+impl Gathering {
+    /// How many records to wait for, if any.
+    fn wants(&mut self, crowd: usize) -> Option<u64> {
+        self.wanted = 0;
+        if self.skips > 0 {
+            self.skips -= 1;
+        } else if crowd >= CROWD {
+            self.wanted = (crowd / CROWD_PART) as u64;
+        }
+        (self.wanted > 0).then_some(self.wanted)
+    }
+
+    /// So many were there in the end.
+    fn came(&mut self, records: u64) {
+        if self.wanted == 0 {
+            return;
+        }
+        if records * 2 >= self.wanted {
+            self.skips_next = 0;
+        } else {
+            self.skips_next = (self.skips_next * 2).clamp(1, SKIPS_MAX);
+            self.skips = self.skips_next;
+        }
+    }
+}
 
 /// Whose threads these are.
 pub trait Owner: Send + Sync + 'static {
@@ -130,19 +169,17 @@ pub fn journal(
     mut copies: impl Copies + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
     spawn("journal", shared, move |shared| {
-        let mut crowd = 0;
+        let mut gathering = Gathering::default();
         loop {
-            if crowd >= CROWD {
-                writer.gather((crowd / CROWD_PART) as u64, GATHER);
+            if let Some(records) = gathering.wants(shared.commit.crowd()) {
+                writer.gather(records, GATHER);
             }
             let written = match writer.next_batch(shared.commit.position()) {
                 Ok(None) => return,
                 Ok(Some(batch)) => {
+                    gathering.came(batch.records);
                     copies.sealed(&batch);
-                    let written = writer.write(batch);
-                    // Before they are answered: these are about to send again.
-                    crowd = shared.commit.crowd();
-                    written
+                    writer.write(batch)
                 }
                 Err(error) => Err(error),
             };
@@ -202,7 +239,7 @@ pub fn applier(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
 
 /// Reads a stored message.
 pub fn read(window: &mut WindowReader, entry: &Entry) -> Result<Message, String> {
-    let payload = window.read(entry.location, entry.size).map_err(|e| e.to_string())?;
+    let payload = window.read(entry.location, entry.size).map_err(|e| crate::chain(&e))?;
     match kahawai_kahadb::command::decode(payload).map_err(|e| e.to_string())? {
         kahawai_kahadb::command::Command::AddMessage(add)
         | kahawai_kahadb::command::Command::UpdateMessage(add) => {
@@ -335,4 +372,28 @@ pub fn upkeep(
             retire(&journal, retired, |file| shared.with(|core| core.store.retired(file)));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gathering_goes_on_while_it_pays() {
+        let mut gathering = Gathering::default();
+        assert_eq!(gathering.wants(CROWD - 1), None, "too few to be worth it");
+        for _ in 0..100 {
+            assert_eq!(gathering.wants(64), Some(16));
+            gathering.came(11);
+        }
+        let mut tries = 0;
+        for _ in 0..1000 {
+            tries += u64::from(gathering.wants(64).is_some());
+            gathering.came(2);
+        }
+        assert!((8..16).contains(&tries), "{tries} flushes of 1000 waited in vain");
+        while gathering.wants(64).is_none() {}
+        gathering.came(16);
+        assert_eq!(gathering.wants(64), Some(16), "it pays again");
+    }
 }

@@ -7,6 +7,8 @@
 //! The end of a file and the start of the next are one place with two numbers. Equal chains tell: the chain covers the position
 //! of every batch.
 
+use std::hash::{Hash, Hasher};
+
 use kahawai_kdbr::{EPOCHS_MAX, EpochStart, ErrorCode, ErrorFrame};
 use kahawai_types::{Epoch, Location, Lsn};
 
@@ -24,6 +26,15 @@ pub struct HistoryError {
     pub epoch: Epoch,
     /// Where it is said to begin.
     pub start: Lsn,
+}
+
+impl Hash for EpochHistory {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.len().hash(state);
+        for EpochStart { epoch, start, chain_before } in &self.0 {
+            (epoch, start, chain_before).hash(state);
+        }
+    }
 }
 
 impl EpochHistory {
@@ -60,7 +71,7 @@ impl EpochHistory {
 }
 
 /// The primary's journal, up to the last batch that was sealed, flushed or not: replicas may have flushed it already.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct PrimaryLog {
     /// Its reigns, with ours.
     pub history: EpochHistory,
@@ -77,7 +88,7 @@ pub struct PrimaryLog {
 }
 
 /// A replica's journal.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ReplicaLog {
     /// Its reigns.
     pub history: EpochHistory,
@@ -111,7 +122,7 @@ pub struct ChainAt {
 }
 
 /// A point up to which both journals are the same.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Common {
     /// Where, as the primary numbers it.
     pub lsn: Lsn,

@@ -4,7 +4,7 @@ use crate::Timing;
 use crate::primary::{Departure, SessionId};
 
 /// Whether a replica is there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Link {
     /// Not seen in this epoch.
     Absent {
@@ -43,7 +43,7 @@ impl Link {
 }
 
 /// What the primary knows about another replica.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Member {
     pub(crate) id: ReplicaId,
     pub(crate) link: Link,

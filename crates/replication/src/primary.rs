@@ -103,6 +103,11 @@ pub enum PrimaryEffect {
         /// Which.
         replica: ReplicaId,
     },
+    /// Our own disk flushes nothing, and a member's does: it would serve better. Said again as long as that is so.
+    Stalled {
+        /// For how long, in milliseconds.
+        for_ms: Millis,
+    },
     /// Close this session.
     Refuse {
         /// Which.
@@ -184,7 +189,7 @@ pub enum Refusal {
 
 /// A rule that the walk in `tests/it` breaks to see that it would notice.
 #[doc(hidden)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Rule {
     /// Nothing is committed before our own marker is.
     OwnMarker,
@@ -197,7 +202,7 @@ pub enum Rule {
 }
 
 /// Whether persistent work goes on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Service {
     /// The epoch has just begun; the replicas are about to attach.
     Starting,
@@ -256,7 +261,7 @@ pub struct ReplicaStatus {
 /// What it holds: the commit position moves only over what we and every member of the recorded set, and of a proposed one, have
 /// flushed; not before our marker is on all of them; and not while the set is below the minimum. No proposal makes the set
 /// smaller than the minimum and ourselves.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Primary {
     me: ReplicaId,
     epoch: Epoch,
@@ -265,6 +270,10 @@ pub struct Primary {
     timing: Timing,
     started: Millis,
     local_durable: Lsn,
+    /// We have had something to flush, and flushed nothing, since then.
+    owing: Option<Millis>,
+    /// When we last looked at the time.
+    ticked: Millis,
     end: Lsn,
     commit: Lsn,
     /// The marker is committed.
@@ -301,6 +310,8 @@ impl Primary {
             timing,
             started: now,
             local_durable: Lsn::ZERO,
+            owing: None,
+            ticked: now,
             end: marker_end,
             commit: Lsn::ZERO,
             active: false,
@@ -345,6 +356,7 @@ impl Primary {
         match event {
             PrimaryEvent::LocalDurable(durable) => {
                 self.local_durable = self.local_durable.max(durable);
+                self.owing = None;
                 self.appended(now, durable);
             }
             PrimaryEvent::Appended(end) => return self.appended(now, end),
@@ -379,7 +391,10 @@ impl Primary {
                 }
                 self.review(now, effects);
             }
-            PrimaryEvent::Tick => self.review(now, effects),
+            PrimaryEvent::Tick => {
+                self.watch_own_disk(now, effects);
+                self.review(now, effects);
+            }
         }
         self.advance(effects);
     }
@@ -429,6 +444,9 @@ impl Primary {
 
     fn appended(&mut self, now: Millis, end: Lsn) {
         self.end = self.end.max(end);
+        if self.local_durable < self.end {
+            self.owing.get_or_insert(now);
+        }
         for member in &mut self.members {
             member.owe(now, self.end);
         }
@@ -600,6 +618,23 @@ impl Primary {
         }
         if self.proposal.is_none() && self.named {
             self.propose(now, effects);
+        }
+    }
+
+    /// A member whose disk hangs leaves the set. We cannot: everything waits for us, until somebody else leads.
+    fn watch_own_disk(&mut self, now: Millis, effects: &mut Vec<PrimaryEffect>) {
+        if now - self.ticked >= self.timing.reconnect_ms {
+            // We stood still ourselves: what the disk did meanwhile is not known yet.
+            self.owing = self.owing.map(|_| now);
+        }
+        self.ticked = now;
+        let Some(since) = self.owing.filter(|since| now - since >= self.timing.evict_ms) else { return };
+        let is_ahead = |member: &Member| {
+            member.recorded && member.boot().is_some() && member.counted() > self.local_durable
+        };
+        if self.members.iter().any(is_ahead) {
+            effects.push(PrimaryEffect::Stalled { for_ms: now - since });
+            self.owing = Some(now);
         }
     }
 

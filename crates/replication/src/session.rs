@@ -58,7 +58,7 @@ impl From<&Refusal> for ErrorFrame {
 }
 
 /// When to send a heartbeat, and when to stop waiting for the peer's.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Pulse {
     heartbeat_ms: Millis,
     dead_ms: Millis,

@@ -17,7 +17,7 @@ use crate::{SessionEnd, Timing, Vitals};
 const FILE_BYTES_LIMIT: u64 = 1 << 31;
 
 /// The replica's store, as it is when the session begins.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct LocalLog {
     /// The reigns in its journal.
     pub history: EpochHistory,
@@ -40,7 +40,7 @@ pub struct LocalLog {
 }
 
 /// What a session of a replica knows from the start.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SinkOptions {
     /// The store.
     pub log: LocalLog,
@@ -165,7 +165,7 @@ pub enum SinkEffect {
     Close(SessionEnd),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum State {
     /// For [`SinkEvent::Start`].
     New,
@@ -191,7 +191,7 @@ enum State {
 ///
 /// An acknowledgement leaves only after the flush that it rests on, and only for a reign that is promised. What is announced as
 /// committed is passed on as far as it is flushed here.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SinkSession {
     options: SinkOptions,
     state: State,

@@ -14,7 +14,7 @@ use crate::session::{Pulse, protocol, stale};
 use crate::{SessionEnd, Timing, Vitals};
 
 /// What a session of the primary knows from the start.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SourceOptions {
     /// Our reign.
     pub epoch: Epoch,
@@ -117,7 +117,7 @@ pub enum SourceEffect {
     Close(SessionEnd),
 }
 
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum State {
     /// For SLAVE_INIT.
     Waiting,
@@ -137,7 +137,7 @@ enum State {
 }
 
 /// A JOURNAL_UPDATE that is not acknowledged.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct UnderWay {
     end: Lsn,
     prev_chain: u64,
@@ -149,7 +149,7 @@ struct UnderWay {
 ///
 /// The driver feeds it what arrives, and its own batches from the ring or the files through [`Self::update`]. A session is bound to
 /// one epoch: a frame of an older one is refused, a frame of a newer one fences us.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SourceSession {
     options: SourceOptions,
     state: State,

@@ -1,7 +1,7 @@
 use kahawai_types::{Lsn, Millis};
 
 /// When a peer counts as slow, dead or caught up. The same on all nodes of a cluster.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Timing {
     /// Each side sends at least that often.
     pub heartbeat_ms: Millis,
@@ -11,7 +11,8 @@ pub struct Timing {
     pub reconnect_ms: Millis,
     /// The same at the start of an epoch, for a member that has not attached yet.
     pub takeover_grace_ms: Millis,
-    /// A member leaves that flushes nothing for that long while there is something to flush, or lags for that long.
+    /// A member leaves that flushes nothing for that long while there is something to flush, or lags for that long. So does the
+    /// primary, if a member has flushed it.
     pub evict_ms: Millis,
     /// A replica joins when it has kept up for that long.
     pub stable_ms: Millis,

@@ -3,6 +3,11 @@
 //! Nodes run the code of the binary: the machines of `replication`, `election` and `broker`, journal and store over files in
 //! memory. Whatever happens comes from one seed; the same seed gives the same run on every machine.
 
+pub mod clients;
+pub mod history;
+pub mod service;
+pub mod wire;
+
 /// Of the virtual world: since it began.
 pub type Micros = u64;
 

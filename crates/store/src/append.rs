@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use kahawai_journal::{AppendError, Appender, CollectionRecord, Journal, JournalReader};
+use kahawai_journal::{AppendError, Appender, CollectionRecord, Journal, JournalFailed, JournalReader};
 use kahawai_kahadb::command::{
     AddHeader, MessageKey, RemoveHeader, encode_add, encode_commit, encode_remove, encode_remove_destination,
     encode_rollback, encode_subscription, encode_update,
@@ -68,8 +68,14 @@ pub(crate) fn bytes_between(from: Lsn, to: Lsn) -> u64 {
     (files * (32 << 20) + u64::from(to.offset())).saturating_sub(u64::from(from.offset()))
 }
 
+/// For clients too: the cause, and no name of a file.
 fn failed(error: AppendError) -> StorageError {
-    StorageError::Failed(error.to_string())
+    StorageError::Failed(match error {
+        AppendError::Failed(JournalFailed { at, step, source, .. }) => {
+            format!("the journal failed at {at}, {step}: {source}")
+        }
+        other => other.to_string(),
+    })
 }
 
 impl Store {

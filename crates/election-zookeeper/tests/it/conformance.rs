@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kahawai_election::conformance::{Bench, check_all};
-use kahawai_election::{BoxFuture, CasResult, Provider, ProviderError, ProviderEvent};
+use kahawai_election::{BoxFuture, CasResult, Fence, Provider, ProviderError, ProviderEvent};
 use kahawai_election_zookeeper::ZookeeperProvider;
 use kahawai_types::{Millis, NodeId};
 use zookeeper_client::{Acls, Client, CreateMode, Error};
@@ -175,7 +175,7 @@ async fn without_a_server_nothing_hangs() {
     assert!(matches!(provider.read().await, Err(ProviderError::Unreachable(_))));
     assert!(matches!(provider.create(vec![]).await, CasResult::Unknown(_)));
     assert!(matches!(provider.campaign().await, Err(ProviderError::Unreachable(_))));
-    assert_eq!(provider.deadline(), Millis::MIN);
+    assert_eq!(provider.deadline(Fence(1)), Millis::MIN);
     provider.resign().await;
     provider.close().await;
     assert_eq!(provider.next_event().await, ProviderEvent::Closed);

@@ -90,7 +90,7 @@ async fn drive(
             event = provider.next_event() => Event::Provider(event),
             Some(event) = events.recv() => event,
             () = tokio::time::sleep(Duration::from_millis(wait_ms.unsigned_abs())) => {
-                Event::Tick { deadline: provider.deadline() }
+                Event::Tick { deadline: elector.grant().map_or(Millis::MIN, |grant| provider.deadline(grant)) }
             }
         };
         let mut effects = Vec::new();

@@ -9,7 +9,7 @@ use crate::provider::{ProviderError, ReadResult, Revision};
 use crate::record::{Age, ClusterRecord};
 
 /// A question to the service, asked once at a time.
-#[derive(Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 pub(super) struct Question {
     is_asked: bool,
     /// The answer under way may be older than the reason for asking.
@@ -45,7 +45,7 @@ impl Question {
 }
 
 /// What the service holds, as far as we know.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum View {
     /// Not read yet.
     Unread,

@@ -33,7 +33,9 @@ impl Elector {
         let turn = self.vacant_since?.saturating_add(self.delay(record));
         // Who is chosen to go first does, although it may have stepped down for the others a moment ago.
         let is_chosen = record.successor.as_ref() == Some(&self.settings.me.node);
-        Some(if is_chosen { turn } else { turn.max(self.held_back_until) })
+        let farewell = self.farewell.filter(|&(epoch, _)| epoch == record.epoch).map(|(_, until)| until);
+        let held_back_until = self.held_back_until.max(farewell.unwrap_or(Millis::MIN));
+        Some(if is_chosen { turn } else { turn.max(held_back_until) })
     }
 
     fn delay(&self, record: &ClusterRecord) -> Millis {

@@ -19,7 +19,7 @@ use crate::record::{ClusterRecord, Member, Phase, PrimaryRef};
 const FEATURE_LEVEL: u32 = 1;
 
 /// What a write is for.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Purpose {
     /// The first record.
     Create,
@@ -34,7 +34,7 @@ pub(super) enum Purpose {
 }
 
 /// Where a write is.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Flight {
     /// With the service.
     Sent,
@@ -44,7 +44,7 @@ enum Flight {
     Conflicted,
 }
 
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Write {
     op: u128,
     pub(super) purpose: Purpose,
@@ -473,6 +473,16 @@ impl Elector {
                 }
                 edited.in_sync.clone_from(in_sync);
             }
+            Request::Without(leaving) => {
+                if leaving.contains(&self.settings.me) {
+                    return Err(Refusal::WithoutPrimary);
+                }
+                edited.in_sync.retain(|replica| !leaving.contains(replica));
+                let (size, required) = (edited.in_sync.len(), u64::from(base.minimum_replicas) + 1);
+                if (size as u64) < required && size < base.in_sync.len() {
+                    return Err(Refusal::TooSmall { size, required });
+                }
+            }
             Request::Activate { start, chain } => {
                 edited.phase = Phase::Active;
                 edited.epoch_start = Some((*start, *chain));
@@ -507,7 +517,7 @@ impl Elector {
         let revision = *revision;
         let record =
             ClusterRecord { primary: None, phase: Phase::Recovering, successor, ..(**record).clone() };
-        self.held_back_until = self.held_back_until.max(now + self.settings.timing.switch_ms);
+        self.farewell = Some((record.epoch, now + self.settings.timing.switch_ms));
         fx.push(Effect::StepDown(reason));
         self.drop_fenced_write(fx);
         self.role = Role::SteppingDown { is_closed: false, is_resigned: false };

@@ -4,5 +4,6 @@
 
 mod conformance;
 mod script;
+mod single;
 mod walk;
 mod world;

@@ -339,6 +339,33 @@ fn a_set_keeps_the_primary_and_the_minimum() {
     assert_eq!(answer(&effects, 5), Some(Err(Refusal::InSync(NodeId("b".to_owned())))));
 }
 
+/// While the primary's removal of `b` is under way, an operator removes `c`. The set that the operator saw would bring back `b`,
+/// which nothing waits for any more.
+#[test]
+fn an_operators_removal_brings_nobody_back() {
+    let mut script = Script::leading();
+    let (op, record) = cas(&script.request(1, Request::InSync(with_c())));
+    script.apply(op, record);
+    let (op, without_b) = cas(&script.request(2, Request::InSync([replica("a"), replica("c")].into())));
+    assert!(!writes(&script.request(3, Request::Without([replica("c")].into()))));
+    let effects = script.apply(op, without_b.clone());
+    assert_eq!(answer(&effects, 3), Some(Err(Refusal::TooSmall { size: 1, required: 2 })));
+    // With a minimum that allows it.
+    let (op, record) = cas(&script.request(4, Request::SetMinimum(0)));
+    script.apply(op, record);
+    let (op, record) = cas(&script.request(5, Request::Without([replica("c")].into())));
+    assert_eq!(record.in_sync, [replica("a")].into());
+    // Not applied, because somebody changed something else: made again on the new record.
+    script.edit(|record| record.feature_level = 2);
+    script.give(Event::Written { op, result: CasResult::Conflict });
+    let (op, record) = cas(&script.read());
+    assert_eq!((&record.in_sync, record.feature_level), (&[replica("a")].into(), 2));
+    let effects = script.apply(op, record);
+    assert_eq!((answer(&effects, 5), changed(&effects).is_some()), (Some(Ok(())), true));
+    let effects = script.request(6, Request::Without([replica("a")].into()));
+    assert_eq!(answer(&effects, 6), Some(Err(Refusal::WithoutPrimary)));
+}
+
 #[test]
 fn a_lead_ends_with_everything_that_it_rests_on() {
     let check = |event: Event, reason: StepDownReason| {
@@ -396,6 +423,19 @@ fn what_a_lead_does_not_rest_on_does_not_end_it() {
 }
 
 #[test]
+fn a_disk_that_hangs_ends_a_lead_without_a_word_in_the_record() {
+    let mut script = Script::leading();
+    let effects = script.give(Event::DiskStalled);
+    assert_eq!(step_down(&effects), Some(&StepDownReason::DiskStalled));
+    assert!(effects.contains(&Effect::Resign), "{effects:?}");
+    assert!(
+        !effects.iter().any(|effect| matches!(effect, Effect::Cas { .. } | Effect::Save(_))),
+        "{effects:?}"
+    );
+    assert_ne!(script.elector.status(), &Status::StorageFailed, "the disk may come back");
+}
+
+#[test]
 fn after_a_storage_error_a_process_never_leads_again() {
     let mut script = Script::leading();
     assert_eq!(step_down(&script.give(Event::StorageFailed)), Some(&StepDownReason::StorageFailed));
@@ -427,6 +467,31 @@ fn an_epoch_that_cannot_be_committed_is_left_to_others_and_longer_each_time() {
     assert_eq!((farewell.primary.clone(), farewell.epoch), (None, Epoch(4)));
     let effects = script.apply(op, farewell);
     assert!(effects.contains(&Effect::Resign));
+}
+
+#[test]
+fn who_stepped_down_goes_last_until_another_has_led() {
+    // In the vacancy that it made itself, and in the next one.
+    let campaigns_at = |others_reign: bool| {
+        let mut script = Script::leading();
+        let effects = script.request(1, Request::StepDown { successor: None });
+        let (op, farewell) = cas(&effects);
+        script.apply(op, farewell);
+        script.give(Event::Provider(ProviderEvent::GrantVacant));
+        if others_reign {
+            script.give(Event::Provider(ProviderEvent::GrantHeld));
+            script.edit(|record| record.epoch = Epoch(5));
+        }
+        script.give(Event::SteppedDown(local()));
+        script.give(Event::Provider(ProviderEvent::RecordChanged));
+        script.read_all();
+        script.give(Event::Presence(Ok(vec![])));
+        let effects = script.give(Event::Provider(ProviderEvent::GrantVacant));
+        let asks = effects.iter().any(|effect| matches!(effect, Effect::Campaign { .. }));
+        if asks { Some(script.now) } else { script.elector.wake_at() }
+    };
+    assert_eq!(campaigns_at(false), Some(Timing::default().switch_ms));
+    assert_eq!(campaigns_at(true), Some(0));
 }
 
 #[test]

@@ -67,6 +67,10 @@ pub(crate) fn name(index: usize) -> NodeId {
     NodeId(format!("n{index}"))
 }
 
+fn deadline(process: &Process) -> Millis {
+    process.elector.grant().map_or(Millis::MIN, |grant| process.provider.deadline(grant))
+}
+
 fn poll<T>(future: &mut BoxFuture<'_, T>) -> Option<T> {
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => Some(done),
@@ -275,7 +279,7 @@ impl World {
 
     pub(crate) fn tick(&mut self, index: usize) {
         let Some(process) = &self.nodes[index].process else { return };
-        let deadline = process.provider.deadline();
+        let deadline = deadline(process);
         self.give(index, Event::Tick { deadline });
     }
 
@@ -355,7 +359,7 @@ impl World {
         for node in &self.nodes {
             let Some(process) = &node.process else { continue };
             assert_eq!(process.leads, process.elector.leads());
-            if process.leads.is_some() && now < process.provider.deadline() {
+            if process.leads.is_some() && now < deadline(process) {
                 open_gates += 1;
             }
             // Whatever the elector says is settled is what the service holds: a set that counts is never unknown.

@@ -1,5 +1,6 @@
 //! The replica's end of a stream connection.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,6 +27,10 @@ use crate::core::unpoisoned;
 
 /// Bytes that a replica takes without having flushed them.
 const RECEIVE_WINDOW: u64 = 32 << 20;
+/// Before the next attempt to fetch the primary's files, doubled with each failure.
+const REFETCH: Duration = Duration::from_millis(100);
+/// …so often at most: 6.4 s.
+const REFETCH_DOUBLINGS_MAX: u32 = 6;
 /// How often a session looks at the time.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -34,6 +39,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) enum Ended {
     /// Try again.
     Lost,
+    /// The primary's files could not be fetched whole. Try again, later each time.
+    Unfetched,
     /// The journal has to be cut, on a closed store.
     Truncate {
         to: Lsn,
@@ -61,6 +68,8 @@ pub(crate) struct Copying {
     pub(crate) state: Arc<Mutex<String>>,
     /// Why the last attempts failed: said once, not ten times a second.
     pub(crate) trouble: Mutex<Option<String>>,
+    /// Synchronisations that failed, one after the other.
+    pub(crate) unfetched: AtomicU32,
 }
 
 impl Copying {
@@ -72,6 +81,13 @@ impl Copying {
             *trouble = Some(problem.to_owned());
         }
         self.state(&format!("no session with the primary: {problem}"));
+    }
+
+    /// How long to wait after a synchronisation that failed: on a full disk, or with a file that the primary has damaged, the
+    /// next one fails as well, after the same work at both ends.
+    pub(crate) fn patience(&self) -> Duration {
+        let failures = self.unfetched.fetch_add(1, Ordering::Relaxed);
+        REFETCH.saturating_mul(1 << failures.min(REFETCH_DOUBLINGS_MAX))
     }
 
     fn state(&self, text: &str) {
@@ -125,7 +141,7 @@ impl Copying {
             generations: (generation.unwrap_or(u64::MAX), 0),
         };
         let ended = session.run(connected, address, threads).await;
-        if !matches!(ended, Ended::Lost) {
+        if !matches!(ended, Ended::Lost | Ended::Unfetched) {
             self.state("reopening");
         }
         ended
@@ -258,10 +274,11 @@ impl Session<'_> {
                     }
                     Err((sync_id, reason)) => {
                         warn!(%reason, "synchronisation interrupted");
+                        self.copying.state(&format!("synchronisation interrupted: {reason}"));
                         let failed = SinkEvent::SyncFailed { sync_id, reason };
                         let _ = self.step(failed, address, "", threads, &mut writer).await;
                         let _ = writer.flush().await;
-                        return Ended::Lost;
+                        return Ended::Unfetched;
                     }
                 },
                 _ = tick.tick() => {
@@ -313,6 +330,7 @@ impl Session<'_> {
                 SinkEffect::Attached { at } => {
                     info!(%at, primary, "following the primary");
                     *unpoisoned(&self.copying.trouble) = None;
+                    self.copying.unfetched.store(0, Ordering::Relaxed);
                     // From here on this journal is what the primary of that generation has.
                     generation::write(&self.copying.files, self.generations.1)?;
                     self.state = NodeState::Online;

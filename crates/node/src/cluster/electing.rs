@@ -12,7 +12,7 @@ use kahawai_election::{
 use kahawai_env::Clock;
 use kahawai_types::{Epoch, Millis};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::core::unpoisoned;
 
@@ -33,6 +33,8 @@ pub(crate) enum Decision {
     StepDown(StepDownReason),
     /// The record says this now.
     Changed(Box<ClusterRecord>),
+    /// End: what this node knows of the cluster cannot be kept.
+    StorageFailed(String),
 }
 
 /// What operators may want to know.
@@ -107,7 +109,7 @@ pub(crate) fn start(
 ) -> (Election, mpsc::UnboundedReceiver<Decision>) {
     let (tell, told) = mpsc::unbounded_channel();
     let (decide, decisions) = mpsc::unbounded_channel();
-    let lease = Arc::new(AtomicI64::new(provider.deadline()));
+    let lease = Arc::new(AtomicI64::new(Millis::MIN));
     let view =
         ElectionView { status: Status::Connecting, record: None, present: Vec::new(), connected: false };
     let view = Arc::new(Mutex::new(view));
@@ -178,11 +180,11 @@ impl Driver {
                         Event::Request { id: self.request_last, request }
                     }
                 },
-                _ = tick.tick() => Event::Tick { deadline: self.provider.deadline() },
+                _ = tick.tick() => Event::Tick { deadline: self.deadline() },
             };
             self.look(&event);
             // Before the machine: it may decide on what the gate already knows, never the other way round.
-            self.election.lease.store(self.provider.deadline(), Ordering::Release);
+            self.election.lease.store(self.deadline(), Ordering::Release);
             let now = Millis::try_from(self.clock.boot_ms()).unwrap_or(Millis::MAX);
             self.elector.step(now, event, &mut self.effects);
             let mut effects = std::mem::take(&mut self.effects);
@@ -201,6 +203,12 @@ impl Driver {
         if let Some(left) = leaving {
             let _ = left.send(());
         }
+    }
+
+    /// Until when the grant that we hold is ours. The next one is won only after all that was led under this one is closed, so
+    /// whoever looks at the lease for a reign never sees that of a later one.
+    fn deadline(&self) -> Millis {
+        self.elector.grant().map_or(Millis::MIN, |grant| self.provider.deadline(grant))
     }
 
     fn look(&self, event: &Event) {
@@ -268,8 +276,9 @@ impl Driver {
             Effect::Save(bytes) => {
                 // A few hundred bytes, seldom; what follows may rest on it.
                 if let Err(reason) = tokio::task::block_in_place(|| (self.save)(bytes)) {
-                    warn!(%reason, "the cluster record could not be kept");
+                    error!(%reason, "the cluster record could not be kept");
                     self.election.tell(Event::StorageFailed);
+                    self.decide(Decision::StorageFailed(reason));
                 }
             }
             Effect::Lead { epoch, record, unclean } => {

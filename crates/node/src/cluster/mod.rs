@@ -25,13 +25,15 @@ mod vitals;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kahawai_broker::Broker;
 use kahawai_election::{
-    ClusterRecord, Condition, Elector, Event, Local, PrimaryRef, Provider, Request, Settings,
+    ClusterRecord, Condition, Elector, Event, Local, PrimaryRef, Provider, Refusal, Request, Settings,
+    StepDownReason,
 };
 use kahawai_env::{Clock, Files, OsEntropy, SystemClock};
 use kahawai_journal::NewEpoch;
@@ -40,7 +42,7 @@ use kahawai_replication::{PrimaryEvent, Timing};
 use kahawai_store::{Follower, Identity, OpenOptions, StoreState};
 use kahawai_types::{Epoch, Lsn, NodeId, ReplicaId};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
@@ -135,7 +137,7 @@ struct Stage {
 /// What operators ask of the task that runs the node.
 enum Command {
     /// Let somebody else lead.
-    StepDown { successor: Option<NodeId>, done: tokio::sync::oneshot::Sender<Result<String, String>> },
+    StepDown { successor: Option<NodeId>, done: Done },
 }
 
 impl Stage {
@@ -345,6 +347,7 @@ impl ClusterNode {
             options,
             pending: None,
             primary: None,
+            led_before: None,
             is_stopping: false,
         };
         let ended = run.run(stop).await;
@@ -424,6 +427,8 @@ struct Run {
     /// A decision that came while the store was closed.
     pending: Option<Decision>,
     primary: Option<PrimaryRef>,
+    /// Who led last, as far as we know.
+    led_before: Option<PrimaryRef>,
     is_stopping: bool,
 }
 
@@ -505,7 +510,7 @@ impl Run {
                     .map_err(|e| NodeError::Storage(e.to_string()))?;
                 self.install(epochs).await?;
             }
-            Ended::Lost | Ended::Refused(_) => {}
+            Ended::Lost | Ended::Unfetched | Ended::Refused(_) => {}
         }
         Ok(())
     }
@@ -590,6 +595,7 @@ impl Run {
             bulk: sink,
             state: Arc::default(),
             trouble: Mutex::default(),
+            unfetched: Default::default(),
         };
         Ok(Opened { threads, copying })
     }
@@ -615,7 +621,7 @@ impl Run {
     async fn follow(
         &mut self,
         opened: &mut Option<Opened>,
-        mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<FollowEnd, NodeError> {
         let Some(Opened { threads, copying }) = opened else { return Ok(FollowEnd::Stop) };
         let following = Arc::clone(&threads.following);
@@ -641,9 +647,10 @@ impl Run {
                                 error!(%reason, "this store is not taken as a replica");
                                 REDIAL_REFUSED
                             }
+                            Ended::Unfetched => copying.patience(),
                             _ => REDIAL,
                         };
-                        if matches!(ended, Ended::Lost | Ended::Refused(_)) {
+                        if matches!(ended, Ended::Lost | Ended::Unfetched | Ended::Refused(_)) {
                             tokio::time::sleep(wait).await;
                         }
                         ended
@@ -659,7 +666,7 @@ impl Run {
                         }
                         Decision::Follow { primary } => {
                             if primary != self.primary {
-                                self.primary = primary;
+                                self.follows(primary);
                                 break;
                             }
                         }
@@ -668,6 +675,7 @@ impl Run {
                             self.stage.election.tell(Event::SteppedDown(local));
                         }
                         Decision::Changed(_) => {}
+                        Decision::StorageFailed(reason) => return Err(NodeError::Storage(reason)),
                     }
                 }
                 tokio::select! {
@@ -692,12 +700,19 @@ impl Run {
                         self.stage.election.tell(Event::Local(local));
                     }
                     ended = &mut session => match ended {
-                        Ended::Lost | Ended::Refused(_) => break,
+                        Ended::Lost | Ended::Unfetched | Ended::Refused(_) => break,
                         ended => return Ok(FollowEnd::Reopen(ended)),
                     },
                 }
             }
         }
+    }
+
+    fn follows(&mut self, primary: Option<PrimaryRef>) {
+        if primary.is_some() {
+            self.led_before.clone_from(&primary);
+        }
+        self.primary = primary;
     }
 
     /// Leads until somebody says otherwise. With the end comes what was confirmed.
@@ -710,10 +725,11 @@ impl Run {
         epoch: Epoch,
         record: ClusterRecord,
         unclean: bool,
-        stop: std::pin::Pin<&mut impl Future<Output = ()>>,
+        stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(LeadEnd, Lsn), NodeError> {
         let stage = Arc::clone(&self.stage);
-        let predecessor = self.primary.take();
+        self.primary = None;
+        let predecessor = self.led_before.take();
         let committed = follower.committed();
         let ring_start = writer.written();
         let (store_id, boot_id) = {
@@ -824,16 +840,14 @@ struct Lead<'a> {
 /// The record's answer to a proposal.
 struct Answered {
     proposed: BTreeSet<ReplicaId>,
-    outcome: Result<(), kahawai_election::Refusal>,
+    outcome: Result<(), Refusal>,
 }
 
 impl Lead<'_> {
-    async fn run(
-        &mut self,
-        mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<LeadEnd, NodeError> {
+    async fn run(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<LeadEnd, NodeError> {
         let stage = Arc::clone(&self.run.stage);
         let shared = Arc::clone(&self.reign.shared);
+        let mut leaving: Option<Leaving> = None;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -847,21 +861,46 @@ impl Lead<'_> {
                     None => return Err(NodeError::Election("the election task has ended".into())),
                     Some(Decision::StepDown(reason)) => {
                         shared.gate.shut();
+                        if let Some(leaving) = leaving {
+                            let is_asked = reason == StepDownReason::Asked;
+                            leaving.answer(is_asked.then_some(()).ok_or_else(|| reason.to_string()));
+                        }
+                        if self.run.is_stopping {
+                            return Ok(LeadEnd::Stop);
+                        }
                         return Ok(LeadEnd::Deposed(reason.to_string()));
                     }
                     Some(Decision::Changed(record)) => self.changed(*record),
-                    Some(Decision::Follow { primary }) => self.run.primary = primary,
+                    Some(Decision::Follow { primary }) => self.run.follows(primary),
                     Some(Decision::Lead { .. }) => {}
+                    Some(Decision::StorageFailed(reason)) => {
+                        shared.gate.shut();
+                        return Err(NodeError::Storage(reason));
+                    }
                 },
                 Some(wanted) = self.wanted.recv() => self.wants(wanted).await?,
                 Some(answered) = self.proposals.1.recv() => self.answered(answered),
                 Some(command) = self.run.commands.recv() => match command {
-                    Command::StepDown { successor, done } => self.hand_over(successor, Some(done)).await,
+                    Command::StepDown { done, .. } if leaving.is_some() => {
+                        let _ = done.send(Err("this node is stepping down already".to_owned()));
+                    }
+                    Command::StepDown { successor, done } => {
+                        leaving = self.hand_over(successor, Some(done));
+                    }
                 },
                 () = stop.as_mut(), if !self.run.is_stopping => {
                     self.run.is_stopping = true;
-                    self.hand_over(None, None).await;
-                    return Ok(LeadEnd::Stop);
+                    if leaving.is_none() {
+                        leaving = self.hand_over(None, None);
+                    }
+                }
+                outcome = Leaving::outcome(&mut leaving) => {
+                    if let Some(leaving) = leaving.take() {
+                        leaving.answer(outcome.map_err(|refusal| refusal.to_string()));
+                    }
+                    if self.run.is_stopping {
+                        return Ok(LeadEnd::Stop);
+                    }
                 }
                 _ = tick.tick() => {
                     shared.gate.open_until(stage.election.deadline_ms());
@@ -917,6 +956,10 @@ impl Lead<'_> {
                 info!("persistent work goes on");
                 unpoisoned(&stage.suspended).take();
             }
+            Wanted::Stalled(for_ms) => {
+                warn!(for_ms, "our disk flushes nothing, and a replica's does: it shall lead");
+                stage.election.tell(Event::DiskStalled);
+            }
         }
         Ok(())
     }
@@ -924,7 +967,7 @@ impl Lead<'_> {
     fn answered(&mut self, answered: Answered) {
         match answered.outcome {
             Ok(()) => self.recorded = answered.proposed,
-            Err(kahawai_election::Refusal::SteppedDown) => return,
+            Err(Refusal::SteppedDown) => return,
             Err(refusal) => warn!(%refusal, "the in-sync set was not changed"),
         }
         self.reign.step(PrimaryEvent::Decided { in_sync: &self.recorded });
@@ -945,50 +988,68 @@ impl Lead<'_> {
         Ok(())
     }
 
-    /// A planned change: takes nothing more, waits until all is confirmed, gives the grant back.
-    async fn hand_over(
-        &mut self,
-        successor: Option<NodeId>,
-        done: Option<tokio::sync::oneshot::Sender<Result<String, String>>>,
-    ) {
-        let shared = Arc::clone(&self.reign.shared);
-        let election = self.run.stage.election.clone();
-        if let Some(node) = &successor
-            && !self.recorded.iter().any(|replica| replica.node == *node)
-        {
-            if let Some(done) = done {
-                let _ = done.send(Err(format!("{node} is not in the in-sync set")));
-            }
-            return;
-        }
+    /// A planned change, if somebody could take over: takes nothing more, waits until all is confirmed, gives the grant back.
+    /// All of that happens beside the loop: what is to be confirmed needs it.
+    fn hand_over(&mut self, successor: Option<NodeId>, done: Option<Done>) -> Option<Leaving> {
+        let is_member = |node: &NodeId| self.recorded.iter().any(|replica| replica.node == *node);
         let others = self.reign.status().replicas;
-        let is_able = |replica: &&kahawai_replication::ReplicaStatus| {
+        let is_able = |replica: &kahawai_replication::ReplicaStatus| {
             let is_wanted = successor.as_ref().is_none_or(|node| replica.replica.node == *node);
             is_wanted && replica.in_sync && replica.connected.is_some()
         };
-        let able = others.iter().filter(is_able).count();
-        if let Some(done) = done {
-            if able == 0 {
-                let who = successor.map_or("no other in-sync node".to_owned(), |node| node.to_string());
-                let _ = done.send(Err(format!("{who} is connected now that could take over")));
-                return;
+        let is_anybody_able = others.iter().any(is_able);
+        if !is_anybody_able && let Some(done) = done {
+            let why = match successor {
+                Some(node) if !is_member(&node) => format!("{node} is not in the in-sync set"),
+                Some(node) => format!("{node} is not connected now and cannot take over"),
+                None => "no other in-sync node is connected now that could take over".to_owned(),
+            };
+            // Here and below: whoever asked may have stopped waiting.
+            let _ = done.send(Err(why));
+            return None;
+        }
+        let (reign, election) = (Arc::clone(&self.reign), self.run.stage.election.clone());
+        let work = Box::pin(async move {
+            if is_anybody_able {
+                reign.shared.pause(true);
+                settle(&reign).await;
             }
-            shared.pause(true);
-            settle(&self.reign).await;
             let outcome = election.request(Request::StepDown { successor }).await;
             if outcome.is_err() {
-                shared.pause(false);
+                reign.shared.pause(false);
             }
-            let text = "stepping down; another in-sync node takes over".to_owned();
-            let _ = done.send(outcome.map(|()| text).map_err(|refusal| refusal.to_string()));
-            return;
+            outcome
+        });
+        Some(Leaving { work, done })
+    }
+}
+
+/// Where the answer to an operator's command goes.
+type Done = oneshot::Sender<Result<String, String>>;
+
+/// A planned change under way.
+struct Leaving {
+    work: Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>,
+    done: Option<Done>,
+}
+
+impl Leaving {
+    /// Ends with the answer to the wish to step down; never, if there is no such wish.
+    async fn outcome(leaving: &mut Option<Self>) -> Result<(), Refusal> {
+        match leaving {
+            Some(leaving) => leaving.work.as_mut().await,
+            None => std::future::pending().await,
         }
-        if able > 0 {
-            shared.pause(true);
-            settle(&self.reign).await;
-        }
-        if let Err(refusal) = election.request(Request::StepDown { successor: None }).await {
-            info!(%refusal, "the grant was not given back");
+    }
+
+    fn answer(self, outcome: Result<(), String>) {
+        match (self.done, outcome) {
+            (Some(done), outcome) => {
+                let text = "stepping down; another in-sync node takes over";
+                let _ = done.send(outcome.map(|()| text.to_owned()));
+            }
+            (None, Err(refusal)) => info!(%refusal, "the grant was not given back"),
+            (None, Ok(())) => {}
         }
     }
 }

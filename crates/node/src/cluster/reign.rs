@@ -30,6 +30,8 @@ pub(crate) enum Wanted {
     Suspended(String),
     /// It goes on.
     Resumed,
+    /// Our own disk has flushed nothing for so many milliseconds, and a replica's has: somebody else should lead.
+    Stalled(Millis),
 }
 
 /// How far the journal goes, flushed or not.
@@ -133,6 +135,7 @@ impl Reign {
                 PrimaryEffect::Propose { in_sync, reason } => self.want(Wanted::Propose { in_sync, reason }),
                 PrimaryEffect::Suspended { reason } => self.want(Wanted::Suspended(reason)),
                 PrimaryEffect::Resumed => self.want(Wanted::Resumed),
+                PrimaryEffect::Stalled { for_ms } => self.want(Wanted::Stalled(for_ms)),
                 PrimaryEffect::Left { replica, reason } => {
                     info!(%replica, %reason, epoch = self.epoch.0, "replica left the in-sync set");
                 }

@@ -284,7 +284,9 @@ impl NodeControl {
                     connections: connections.load(Ordering::Relaxed) as u64,
                     ..BrokerStatus::default()
                 };
+                let (now, commit) = (reign.shared.now(), reign.shared.commit.position());
                 let written = reign.shared.with(|core| {
+                    core.catch_up(now, commit);
                     status.applied = core.store.applied();
                     work(core, status);
                     core.store.journal().clone()
@@ -435,11 +437,12 @@ async fn remove(stage: &Stage, node: NodeId, store: Option<String>) -> Result<St
         return Err(CommandError::new(CommandErrorKind::Invalid, "this node leads")
             .advise("let another node lead first: kahawai cluster step-down"));
     }
-    let smaller: BTreeSet<ReplicaId> = record.in_sync.iter().filter(|one| !is_meant(one)).cloned().collect();
-    if smaller.len() < record.in_sync.len() {
-        stage.election.request(Request::InSync(smaller.clone())).await.map_err(|e| refused(&e))?;
+    let (leaving, others): (BTreeSet<ReplicaId>, BTreeSet<ReplicaId>) =
+        record.in_sync.into_iter().partition(is_meant);
+    if !leaving.is_empty() {
+        stage.election.request(Request::Without(leaving)).await.map_err(|e| refused(&e))?;
     }
-    if smaller.iter().any(|replica| replica.node == node) {
+    if others.iter().any(|replica| replica.node == node) {
         // Another disk of the same node stays.
         return Ok(format!("that copy of {node} is no longer waited for"));
     }

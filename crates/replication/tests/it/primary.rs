@@ -394,3 +394,44 @@ fn a_record_without_us_ends_all_commits() {
     reign.acked('a', 500);
     reign.wants(&[]);
 }
+
+#[test]
+fn a_primary_whose_disk_hangs_says_so_if_a_member_does_better() {
+    let stalled = |reign: &mut Reign| {
+        let is_stalled = |effect: &PrimaryEffect| matches!(effect, PrimaryEffect::Stalled { .. });
+        reign.wanted().iter().filter(|effect| is_stalled(effect)).count()
+    };
+    let mut reign = Reign::active("pab", 1);
+    reign.pass(60_000);
+    assert_eq!(stalled(&mut reign), 0, "nothing to flush");
+    reign.step(PrimaryEvent::Appended(at(500)));
+    reign.acked('a', 500);
+    reign.pass(3_900);
+    assert_eq!(stalled(&mut reign), 0, "a slow disk");
+    reign.flushed(400);
+    reign.pass(3_900);
+    assert_eq!(stalled(&mut reign), 0, "slow, and it moves");
+    reign.pass(100);
+    assert_eq!(stalled(&mut reign), 1);
+    reign.pass(4_000);
+    assert_eq!(stalled(&mut reign), 1, "and again, should nobody have taken over");
+    reign.flushed(500);
+    reign.acked('b', 500);
+    reign.pass(60_000);
+    assert_eq!(stalled(&mut reign), 0);
+}
+
+#[test]
+fn a_disk_that_hangs_everywhere_is_no_reason_to_leave_nor_is_a_standstill_of_ours() {
+    let mut reign = Reign::active("pab", 2);
+    reign.step(PrimaryEvent::Appended(at(500)));
+    reign.pass(20_000);
+    assert!(
+        !reign.wanted().iter().any(|effect| matches!(effect, PrimaryEffect::Stalled { .. })),
+        "nobody is better"
+    );
+    reign.acked('a', 500);
+    reign.now += 30_000;
+    reign.step(PrimaryEvent::Tick);
+    assert_eq!(reign.wanted().len(), 0, "the process stood still, the disk may have done its work");
+}

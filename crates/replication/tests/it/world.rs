@@ -631,6 +631,8 @@ impl World {
                 }
                 PrimaryEffect::Left { .. } => self.seen.left += 1,
                 PrimaryEffect::Joined { .. } => self.seen.joined += 1,
+                // Disks here are slow or dead, and come back: this primary waits for its own.
+                PrimaryEffect::Stalled { .. } => {}
                 PrimaryEffect::Refuse { session, refusal } => {
                     self.seen.refused += 1;
                     self.source_event(session.0, SourceEvent::Refuse(ErrorFrame::from(&refusal)))?;
