@@ -179,6 +179,10 @@ pub struct ReplicaStatus {
     pub lag_bytes: u64,
     /// For how long it has not been at the primary's end, seconds.
     pub lag_seconds: f64,
+    /// Space that is left for its journal, as it said last; `None` = not known.
+    pub disk_free_bytes: Option<u64>,
+    /// How long its newest flush took, seconds; `None` = not known.
+    pub flush_seconds_last: Option<f64>,
     /// The copy of whole files, while it is under way.
     pub synchronisation: Option<SyncProgress>,
 }
@@ -257,6 +261,10 @@ pub struct JournalStatus {
     pub flush_seconds: Histogram,
     /// The longest, seconds.
     pub flush_seconds_max: f64,
+    /// The newest, seconds.
+    pub flush_seconds_last: f64,
+    /// Space that is left for more of it; `None` = not known.
+    pub disk_free_bytes: Option<u64>,
     /// Data files there are.
     pub files: u64,
     /// Their bytes.

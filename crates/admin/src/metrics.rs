@@ -98,6 +98,10 @@ fn replicas(page: &mut Page, replicas: &[ReplicaStatus]) {
     page.per_replica("kahawai_replica_lag_bytes", lag_bytes, replicas, |r| Some(r.lag_bytes));
     let lag_seconds = "For how long the replica has not been at the journal's end, seconds.";
     page.per_replica("kahawai_replica_lag_seconds", lag_seconds, replicas, |r| Some(r.lag_seconds));
+    let free = "Space that is left for the replica's journal, bytes.";
+    page.per_replica("kahawai_replica_disk_free_bytes", free, replicas, |r| r.disk_free_bytes);
+    let flush = "How long the replica's newest flush took.";
+    page.per_replica("kahawai_replica_flush_seconds_last", flush, replicas, |r| r.flush_seconds_last);
     synchronisation(page, replicas);
 }
 
@@ -149,6 +153,12 @@ fn journal(page: &mut Page, status: &Status) {
     );
     page.gauge("kahawai_journal_flush_seconds_max", "The longest flush since the start.")
         .sample(&[], journal.flush_seconds_max);
+    page.gauge("kahawai_journal_flush_seconds_last", "The newest flush.")
+        .sample(&[], journal.flush_seconds_last);
+    if let Some(free) = journal.disk_free_bytes {
+        page.gauge("kahawai_journal_disk_free_bytes", "Space that is left for the journal, bytes.")
+            .sample(&[], free);
+    }
     page.gauge("kahawai_journal_files", "Data files.").sample(&[], journal.files);
     page.gauge("kahawai_journal_file_bytes", "Bytes of the data files.").sample(&[], journal.file_bytes);
 }

@@ -23,6 +23,8 @@ fn copy(node: &str) -> ReplicaStatus {
         applied: Location::new(7, 800).lsn(),
         lag_bytes: 100,
         lag_seconds: 0.25,
+        disk_free_bytes: Some(7 << 30),
+        flush_seconds_last: Some(0.002),
         synchronisation: None,
     }
 }
@@ -66,6 +68,8 @@ pub(crate) fn primary() -> Status {
             flushes: 3,
             flush_seconds: Histogram { bounds: vec![0.001, 0.002], counts: vec![1, 0, 2], sum: 0.0125 },
             flush_seconds_max: 0.01,
+            flush_seconds_last: 0.002,
+            disk_free_bytes: Some(9 << 30),
             files: 2,
             file_bytes: 64 << 20,
         },

@@ -129,6 +129,12 @@ impl Files for DiskFiles {
         }
     }
 
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        let found = rustix::fs::statvfs(&self.root)?;
+        // What root alone may use does not count.
+        Ok(Some(found.f_bavail.saturating_mul(found.f_frsize)))
+    }
+
     fn lock(&self, name: &str, now: Millis) -> io::Result<Option<Box<dyn Lock>>> {
         let lock = FileLock::take(self.full(name)?, now)?;
         Ok(lock.map(|lock| Box::new(lock) as Box<dyn Lock>))
@@ -229,6 +235,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let files = DiskFiles::open(directory.path().join("a/b")).unwrap();
         (directory, files)
+    }
+
+    #[test]
+    fn there_is_room_and_a_directory_that_is_gone_has_none() {
+        let (directory, files) = directory();
+        assert!(files.free_bytes().unwrap().unwrap() > 0);
+        drop(directory);
+        files.free_bytes().unwrap_err();
     }
 
     #[test]

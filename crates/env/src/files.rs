@@ -76,6 +76,10 @@ pub trait Files: Send + Sync + Debug {
     fn sync_directory(&self, name: &str) -> io::Result<()>;
     /// The name as an operator would write it, for messages.
     fn describe(&self, name: &str) -> String;
+    /// Space that is left for files in it; `None` = that is not known.
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
     /// Takes KahaDB's lock file: writes `now` into it and holds an exclusive lock until the value is dropped. `None` if
     /// somebody else holds it, in this process or another, Java or not.
     fn lock(&self, name: &str, now: Millis) -> io::Result<Option<Box<dyn Lock>>>;

@@ -234,6 +234,11 @@ impl Journal {
         self.shared.next.close();
     }
 
+    /// Space that is left for more files; `None` = that is not known.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.shared.files.free_bytes().ok().flatten()
+    }
+
     /// What was done so far.
     pub fn stats(&self) -> JournalStats {
         self.shared.counters.read()

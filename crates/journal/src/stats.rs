@@ -18,6 +18,8 @@ pub struct JournalStats {
     pub flush_us_sum: u64,
     /// The longest of them.
     pub flush_us_max: u64,
+    /// The newest of them.
+    pub flush_us_last: u64,
     /// How many took less than 1, 2, 4, 8, … microseconds and not less than the one before.
     pub flush_us_buckets: [u64; FLUSH_BUCKETS],
     /// Next files made in the background.
@@ -38,6 +40,7 @@ pub(crate) struct Counters {
     flushes: AtomicU64,
     flush_us_sum: AtomicU64,
     flush_us_max: AtomicU64,
+    flush_us_last: AtomicU64,
     flush_us_buckets: [AtomicU64; FLUSH_BUCKETS],
     pub(crate) files_prepared: AtomicU64,
     pub(crate) files_made_in_a_hurry: AtomicU64,
@@ -54,6 +57,7 @@ impl Counters {
         count(&self.flushes, 1);
         count(&self.flush_us_sum, us);
         self.flush_us_max.fetch_max(us, Ordering::Relaxed);
+        self.flush_us_last.store(us, Ordering::Relaxed);
         let bucket = (u64::BITS - us.leading_zeros()) as usize;
         if let Some(bucket) = self.flush_us_buckets.get(bucket.min(FLUSH_BUCKETS - 1)) {
             count(bucket, 1);
@@ -69,6 +73,7 @@ impl Counters {
             flushes: get(&self.flushes),
             flush_us_sum: get(&self.flush_us_sum),
             flush_us_max: get(&self.flush_us_max),
+            flush_us_last: get(&self.flush_us_last),
             flush_us_buckets: self.flush_us_buckets.each_ref().map(get),
             files_prepared: get(&self.files_prepared),
             files_made_in_a_hurry: get(&self.files_made_in_a_hurry),

@@ -255,13 +255,14 @@ impl Control for SingleControl {
             .map(|one| Connector { name: one.name.to_owned(), address: one.address.to_string() })
             .collect();
         let (now, commit) = (self.shared.now(), self.shared.commit.position());
-        self.shared.with(|core| {
+        let written = self.shared.with(|core| {
             core.catch_up(now, commit);
             status.end = kahawai_message::storage::Storage::appended_end(&core.store);
             status.applied = core.store.applied();
-            status.journal = journal(&core.store.journal().stats(), &core.store.journal().files());
             work(core, &mut status);
+            core.store.journal().clone()
         });
+        status.journal = journal(&written);
         status
     }
 

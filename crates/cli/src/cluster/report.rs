@@ -19,7 +19,8 @@ pub fn node(status: &Status) -> String {
     cluster_lines(&mut lines, status);
     lines.put("journal", positions(status));
     let journal = &status.journal;
-    let files = format!("{} files of {}", journal.files, bytes(journal.file_bytes));
+    let free = journal.disk_free_bytes.map_or_else(String::new, |free| format!(", {} free", bytes(free)));
+    let files = format!("{} files of {}{free}", journal.files, bytes(journal.file_bytes));
     let written =
         format!("{} records in {} batches, {}", journal.records, journal.batches, bytes(journal.bytes));
     lines.put("", format!("{files}; written since the start: {written}"));
@@ -157,7 +158,9 @@ fn replicas(replicas: &[ReplicaStatus]) -> String {
     if replicas.is_empty() {
         return String::new();
     }
-    let mut rows = vec![["replica", "store", "in sync", "behind", "flushed to", "state"].map(str::to_owned)];
+    let head = ["replica", "store", "in sync", "behind", "flushed to", "flush", "free", "state"];
+    let mut rows = vec![head.map(str::to_owned)];
+    let unknown = || "-".to_owned();
     for replica in replicas {
         rows.push([
             replica.node.clone(),
@@ -165,6 +168,8 @@ fn replicas(replicas: &[ReplicaStatus]) -> String {
             yes(replica.in_sync),
             behind(replica),
             replica.durable.to_string(),
+            replica.flush_seconds_last.map_or_else(unknown, short),
+            replica.disk_free_bytes.map_or_else(unknown, bytes),
             state(replica),
         ]);
     }

@@ -114,6 +114,7 @@ fn primary() -> Status {
     let mut copying = copy("c", false);
     copying.lag_bytes = 3 << 30;
     copying.lag_seconds = 95.0;
+    (copying.disk_free_bytes, copying.flush_seconds_last) = (Some(5 << 30), Some(0.0125));
     copying.synchronisation = Some(SyncProgress {
         bytes_total: 4 << 30,
         bytes_done: 1 << 30,
@@ -158,6 +159,7 @@ fn primary() -> Status {
             flushes: 2,
             flush_seconds: Histogram { sum: 0.0085, ..Histogram::default() },
             flush_seconds_max: 0.01,
+            disk_free_bytes: Some(3 << 40),
             files: 2,
             file_bytes: 64 << 20,
             ..JournalStatus::default()
@@ -211,14 +213,14 @@ in sync   a, b
 primary   a, replicas at 10.0.0.1:61619, clients at stomp://10.0.0.1:61613
 election  zookeeper answers, version 12 of the cluster record
 journal   written to 7:1000, flushed to 7:950, confirmed to 7:900, indexed to 7:900
-          2 files of 64.0 MiB; written since the start: 0 records in 0 batches, 0 B
+          2 files of 64.0 MiB, 3.0 TiB free; written since the start: 0 records in 0 batches, 0 B
 flushes   2, 4.25 ms on average, 10.00 ms at most
 clients   0 connections, 0 consumers; no connector open
 messages  0 in 0 destinations; since the start 0 came, 0 were consumed
 
-replica  store     in sync  behind           flushed to  state
-b        00000062  yes      0 B, 0.0 s       7:900       streaming
-c        00000063  no       3.0 GiB, 95.0 s  7:900       copying files
+replica  store     in sync  behind           flushed to  flush     free     state
+b        00000062  yes      0 B, 0.0 s       7:900       -         -        streaming
+c        00000063  no       3.0 GiB, 95.0 s  7:900       12.50 ms  5.0 GiB  copying files
   c copies: 1.0 GiB of 4.0 GiB (25 %), 512.0 MiB of it from before, 64.0 MiB/s over 4 connections, 48 s left, at db-3.log and 1 \
 more
 

@@ -6,7 +6,7 @@
 //!          then, on a closed store: install, and the journal is the primary's up to the start of the live stream
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -43,6 +43,8 @@ const BURST_BYTES: u64 = 1 << 20;
 const RESUME_FILE: &str = "replication/incoming/resume";
 /// What is being installed.
 const MANIFEST_FILE: &str = "replication/incoming/manifest";
+/// Over so much time the primary measures how fast a replica copies.
+const PACE_MS: Millis = 10_000;
 /// How often progress is said.
 const SAY: Duration = Duration::from_secs(5);
 /// A transfer connection that is silent for so long is made again.
@@ -57,17 +59,69 @@ pub(crate) struct BulkOptions {
     pub(crate) bytes_per_s: u64,
 }
 
-/// What a synchronisation of one replica has told the primary.
+/// How the synchronisation of one replica is, as far as the primary knows.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Told {
     pub(crate) total_bytes: u64,
     pub(crate) bytes_done: u64,
-    pub(crate) files_done: u32,
+    /// Of late.
+    pub(crate) bytes_per_s: u64,
+    /// `None` while nothing comes.
+    pub(crate) eta_ms: Option<u64>,
+    /// Transfer connections.
+    pub(crate) sessions: u32,
+}
+
+/// What a replica has said of a synchronisation with each lease.
+#[derive(Debug)]
+struct Copy {
+    replica: ReplicaId,
+    total_bytes: u64,
+    /// When it had how much: of the last seconds, with the newest.
+    had: VecDeque<(Millis, u64)>,
+}
+
+impl Copy {
+    fn new(replica: ReplicaId, total_bytes: u64) -> Self {
+        Self { replica, total_bytes, had: VecDeque::new() }
+    }
+
+    fn renew(&mut self, now: Millis, bytes_done: u64) {
+        let has_first = self.had.len() > 1;
+        match self.had.back_mut() {
+            // One for each second is enough, and the newest.
+            Some((at, bytes)) if has_first && now.div_euclid(1000) == at.div_euclid(1000) => {
+                (*at, *bytes) = (now, bytes_done);
+            }
+            _ => self.had.push_back((now, bytes_done)),
+        }
+        while self.had.get(1).is_some_and(|(at, _)| now - at >= PACE_MS) {
+            self.had.pop_front();
+        }
+    }
+
+    fn told(&self, now: Millis, sessions: u32) -> Told {
+        let (Some(first), Some(last)) = (self.had.front(), self.had.back()) else {
+            return Told { total_bytes: self.total_bytes, sessions, ..Told::default() };
+        };
+        let (took_ms, came) = ((now - first.0).max(1).unsigned_abs(), last.1.saturating_sub(first.1));
+        let bytes_per_s = came.saturating_mul(1000) / took_ms;
+        let rest = self.total_bytes.saturating_sub(last.1);
+        Told {
+            total_bytes: self.total_bytes,
+            bytes_done: last.1,
+            bytes_per_s,
+            eta_ms: rest.saturating_mul(1000).checked_div(bytes_per_s),
+            sessions,
+        }
+    }
 }
 
 struct SourceState {
     leases: Leases,
-    told: std::collections::BTreeMap<SyncId, (ReplicaId, Told)>,
+    copies: BTreeMap<SyncId, Copy>,
+    /// Transfer connections that are open.
+    sessions: BTreeMap<ReplicaId, u32>,
     bucket: TokenBucket,
 }
 
@@ -81,7 +135,8 @@ pub(crate) struct BulkSource {
 impl BulkSource {
     pub(crate) fn new(options: BulkOptions, clock: Arc<dyn Clock>) -> Arc<Self> {
         let bucket = TokenBucket::new(options.bytes_per_s, BURST_BYTES, boot_ms(&*clock));
-        let state = SourceState { leases: Leases::new(), told: Default::default(), bucket };
+        let state =
+            SourceState { leases: Leases::new(), copies: BTreeMap::new(), sessions: BTreeMap::new(), bucket };
         Arc::new(Self { options, clock, state: Mutex::new(state) })
     }
 
@@ -98,15 +153,20 @@ impl BulkSource {
         let mut state = self.lock();
         for (sync_id, replica) in state.leases.expire(self.now()) {
             warn!(%replica, "a synchronisation was not heard of any more; its files may go");
-            state.told.remove(&sync_id);
+            state.copies.remove(&sync_id);
         }
         // A lease keeps everything from its stream's start on.
         !state.leases.is_pinned(u32::MAX)
     }
 
-    /// What replicas have told of their synchronisations.
+    /// How the synchronisations of replicas are.
     pub(crate) fn told(&self) -> Vec<(ReplicaId, Told)> {
-        self.lock().told.values().cloned().collect()
+        let (now, state) = (self.now(), self.lock());
+        let told = state.copies.values().map(|copy| {
+            let sessions = state.sessions.get(&copy.replica).copied().unwrap_or(0);
+            (copy.replica.clone(), copy.told(now, sessions))
+        });
+        told.collect()
     }
 
     /// The files that a replica needs, kept for it from now on.
@@ -128,8 +188,11 @@ impl BulkSource {
         self.grant(sync_id, replica, sealed.iter().map(|file| file.id).collect(), commit.file())?;
         let total_bytes = files.iter().map(|file| file.length).sum();
         info!(%replica, files = files.len(), bytes = total_bytes, "replica synchronises");
-        let told = Told { total_bytes, ..Told::default() };
-        self.lock().told.insert(sync_id, (replica.clone(), told));
+        let mut state = self.lock();
+        // One that it began before is over; its lease ends by itself.
+        state.copies.retain(|_, copy| copy.replica != *replica);
+        state.copies.insert(sync_id, Copy::new(replica.clone(), total_bytes));
+        drop(state);
         Ok(SyncManifest {
             epoch: reign.epoch,
             sync_id,
@@ -156,12 +219,12 @@ impl BulkSource {
     }
 
     /// A replica is still at it.
-    pub(crate) fn renew(&self, sync_id: SyncId, files_done: u32, bytes_done: u64) {
+    pub(crate) fn renew(&self, sync_id: SyncId, bytes_done: u64) {
         let now = self.now();
         let mut state = self.lock();
         state.leases.renew(sync_id, now);
-        if let Some((_, told)) = state.told.get_mut(&sync_id) {
-            (told.files_done, told.bytes_done) = (files_done, bytes_done);
+        if let Some(copy) = state.copies.get_mut(&sync_id) {
+            copy.renew(now, bytes_done);
         }
     }
 
@@ -169,19 +232,20 @@ impl BulkSource {
     pub(crate) fn release(&self, sync_id: SyncId) {
         let mut state = self.lock();
         state.leases.release(sync_id);
-        state.told.remove(&sync_id);
+        state.copies.remove(&sync_id);
     }
 
     /// It streams.
     pub(crate) fn attached(&self, replica: &ReplicaId) {
         let mut state = self.lock();
         state.leases.release_all_of(replica);
-        state.told.retain(|_, (other, _)| other != replica);
+        state.copies.retain(|_, copy| copy.replica != *replica);
     }
 
     /// Serves one transfer connection.
     pub(crate) async fn serve(&self, connected: Connected, reign: Arc<Reign>) {
         let peer = connected.peer.replica.clone();
+        let _counted = Counted::new(self, peer.clone());
         let served = async {
             tokio::select! {
                 served = self.requests(connected, &reign) => served,
@@ -258,6 +322,28 @@ impl BulkSource {
             writer.send(&Frame::FileChunk(chunk)).await?;
         }
         Ok(())
+    }
+}
+
+/// Counts a transfer connection for as long as it lives.
+struct Counted<'a>(&'a BulkSource, ReplicaId);
+
+impl<'a> Counted<'a> {
+    fn new(source: &'a BulkSource, replica: ReplicaId) -> Self {
+        *source.lock().sessions.entry(replica.clone()).or_default() += 1;
+        Self(source, replica)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if let Some(count) = state.sessions.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                state.sessions.remove(&self.1);
+            }
+        }
     }
 }
 
@@ -767,6 +853,28 @@ mod tests {
             }
         }
         assert!(none > 0 && whole > 20, "{none} times nothing, {whole} times all");
+    }
+
+    #[test]
+    fn the_pace_of_a_copy_is_that_of_the_last_seconds() {
+        let replica = ReplicaId { node: kahawai_types::NodeId("a".into()), store: kahawai_types::StoreId(1) };
+        let mut copy = Copy::new(replica, 1_000_000);
+        assert_eq!((copy.told(5, 2).bytes_done, copy.told(5, 2).sessions), (0, 2));
+        // Half of it was there; then ten times a second 1000 bytes.
+        for tick in 0..300 {
+            copy.renew(tick * 100, 500_000 + tick as u64 * 1000);
+            assert!(copy.had.len() <= 13, "{:?}", copy.had);
+        }
+        let told = copy.told(29_900, 4);
+        assert_eq!((told.bytes_done, told.total_bytes), (799_000, 1_000_000));
+        assert!((9_900..=10_100).contains(&told.bytes_per_s), "{told:?}");
+        assert!((19_000..=21_000).contains(&told.eta_ms.expect("it comes")), "{told:?}");
+        // The replica still speaks, and nothing comes any more.
+        for tick in 300..500 {
+            copy.renew(tick * 100, 799_000);
+        }
+        let told = copy.told(50_000, 4);
+        assert_eq!((told.bytes_per_s, told.eta_ms), (0, None));
     }
 
     #[test]

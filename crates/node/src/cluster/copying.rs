@@ -8,9 +8,7 @@ use bytes::Bytes;
 use kahawai_env::{Clock, Files};
 use kahawai_journal::Chain;
 use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, SyncId, SyncManifest};
-use kahawai_replication::{
-    EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing, Vitals,
-};
+use kahawai_replication::{EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing};
 use kahawai_store::{Identity, generation};
 use kahawai_types::{ClusterId, Epoch, Location, Lsn, ReplicaId};
 use tokio::sync::oneshot;
@@ -22,6 +20,7 @@ use super::following::{FollowingThreads, Said, Work};
 use super::net::{Connected, Credentials, FrameWriter, dial};
 use super::peer_tls::Protection;
 use super::reign::boot_ms;
+use super::vitals::Pulse;
 
 use crate::core::unpoisoned;
 
@@ -223,6 +222,10 @@ impl Session<'_> {
     async fn run(mut self, connected: Connected, address: &str, threads: &mut FollowingThreads) -> Ended {
         let Connected { mut reader, mut writer, peer, .. } = connected;
         let mut tick = tokio::time::interval(TICK);
+        let Some(mut pulse) = threads.following.with(|follower| Pulse::new(follower.journal().clone()))
+        else {
+            return Ended::Lost;
+        };
         let mut event = SinkEvent::Start;
         loop {
             match self.step(event, address, &peer.replica.node.0, threads, &mut writer).await {
@@ -294,8 +297,7 @@ impl Session<'_> {
                         return Ended::Lost;
                     }
                     let durable = threads.following.durable();
-                    let state = self.state;
-                    SinkEvent::Tick(Vitals { state, durable, disk_free_bytes: 0, last_flush_us: 0 })
+                    SinkEvent::Tick(pulse.vitals(boot_ms(&*self.copying.clock), self.state, durable))
                 }
             };
         }

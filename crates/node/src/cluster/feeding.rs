@@ -3,18 +3,19 @@
 //! The hearing task never waits for the socket to take anything, so acknowledgements are counted however slowly the replica
 //! reads.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kahawai_election::{Event, Member, Request};
 use kahawai_journal::{Batches, JournalReader, ReadError};
-use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, LagReport, NodeState, Peer};
+use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Peer};
 use kahawai_replication::{
     ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SourceEffect, SourceEvent, SourceOptions,
     SourceSession, Vitals,
 };
-use kahawai_types::{Location, Lsn, NodeId, ReplicaId};
+use kahawai_types::{Location, Lsn, Millis, NodeId, ReplicaId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
@@ -23,6 +24,7 @@ use super::bulk::{BulkSource, history_for_peers};
 use super::electing::Election;
 use super::net::{Connected, FrameReader, FrameWriter, NetError};
 use super::reign::{Reign, boot_ms};
+use super::vitals::Pulse;
 
 use crate::core::unpoisoned;
 
@@ -34,6 +36,9 @@ const UPDATE_BYTES_MAX: u64 = 1 << 20;
 const TICK: Duration = Duration::from_millis(100);
 /// How long a commit position may wait for a batch that carries it.
 const ANNOUNCE: Duration = Duration::from_millis(5);
+/// Where our journal ended is remembered so often for a replica that lags, and so many times.
+const TRAIL_MS: Millis = 250;
+const TRAIL_MAX: usize = 4096;
 /// How long a replica that was told to go may take to hear it.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -41,7 +46,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Heard {
     pub(crate) vitals: Option<Vitals>,
-    pub(crate) lag: Option<LagReport>,
+    /// Age of the oldest bytes that it has not flushed.
+    pub(crate) behind_ms: u64,
     pub(crate) state: String,
 }
 
@@ -111,7 +117,18 @@ pub(crate) async fn serve(connected: Connected, feeding: Arc<Feeding>) {
     let room = Arc::new(Notify::new());
     let feeder =
         tokio::spawn(feed(Arc::clone(&machine), Arc::clone(&reign), outgoing, Arc::clone(&room), writer));
-    let hearing = Hearing { feeding, reign, machine, out, room, peer, effects: Vec::new() };
+    let journal = reign.shared.with(|core| core.store.journal().clone());
+    let hearing = Hearing {
+        feeding,
+        reign,
+        machine,
+        out,
+        room,
+        peer,
+        effects: Vec::new(),
+        pulse: Pulse::new(journal),
+        trail: Trail::default(),
+    };
     hearing.run(reader).await;
     if tokio::time::timeout(GOODBYE, feeder).await.is_err() {
         debug!("a replica did not take the last frames in time");
@@ -193,6 +210,37 @@ struct Hearing {
     room: Arc<Notify>,
     peer: Peer,
     effects: Vec<SourceEffect>,
+    pulse: Pulse,
+    trail: Trail,
+}
+
+/// Where our journal ended when, as far back as a replica has not come.
+#[derive(Debug, Default)]
+struct Trail {
+    /// Ascending in both.
+    ends: VecDeque<(Millis, Lsn)>,
+    acked: Lsn,
+}
+
+impl Trail {
+    /// Our journal is flushed to here. A replica that is far behind keeps the oldest.
+    fn reached(&mut self, now: Millis, end: Lsn) {
+        let is_new =
+            end > self.acked && self.ends.back().is_none_or(|&(at, last)| end > last && now - at >= TRAIL_MS);
+        if is_new && self.ends.len() < TRAIL_MAX {
+            self.ends.push_back((now, end));
+        }
+    }
+
+    /// The replica has flushed to here.
+    fn acked(&mut self, durable: Lsn) {
+        self.acked = durable;
+        while self.ends.pop_front_if(|(_, end)| *end <= durable).is_some() {}
+    }
+
+    fn behind_ms(&self, now: Millis) -> u64 {
+        self.ends.front().map_or(0, |(at, _)| (now - at).unsigned_abs())
+    }
 }
 
 impl Hearing {
@@ -227,7 +275,7 @@ impl Hearing {
                     reconnect_after_ms: Some(100),
                 },
                 _ = tick.tick() => match self.feeding.is_removed(&self.peer.replica.node) {
-                    false => SourceEvent::Tick(self.vitals()),
+                    false => SourceEvent::Tick(self.tick()),
                     true => SourceEvent::Refuse(removed(&self.peer.replica.node)),
                 },
             };
@@ -239,9 +287,13 @@ impl Hearing {
         let _ = self.out.send(Out::Close);
     }
 
-    fn vitals(&self) -> Vitals {
-        let durable = self.reign.durable();
-        Vitals { state: NodeState::Master, durable, disk_free_bytes: 0, last_flush_us: 0 }
+    /// Looks at the time.
+    fn tick(&mut self) -> Vitals {
+        let (now, durable) = (boot_ms(&*self.reign.shared.clock), self.reign.durable());
+        self.trail.reached(now, durable);
+        let behind_ms = self.trail.behind_ms(now);
+        self.note(|heard| heard.behind_ms = behind_ms);
+        self.pulse.vitals(now, NodeState::Master, durable)
     }
 
     fn machine(&self) -> MutexGuard<'_, SourceSession> {
@@ -314,6 +366,7 @@ impl Hearing {
                 });
             }
             SourceEffect::Attached { durable } => {
+                self.trail.acked(durable);
                 info!(%replica, %durable, epoch = self.reign.epoch.0, "replica attached");
                 self.note(|heard| heard.state = "streaming".into());
                 self.feeding.bulk.attached(&replica);
@@ -322,18 +375,19 @@ impl Hearing {
             }
             SourceEffect::StreamFrom(at) => self.send(Out::StreamFrom(at)),
             SourceEffect::Acked { durable, applied } => {
+                self.trail.acked(durable);
                 self.reign.step(PrimaryEvent::Acked { session, durable, applied });
                 self.room.notify_one();
             }
             SourceEffect::Online => debug!(%replica, "replica has caught up"),
-            SourceEffect::Lease { sync_id, files_done, bytes_done } => {
-                self.feeding.bulk.renew(sync_id, files_done, bytes_done);
+            SourceEffect::Lease { sync_id, bytes_done, .. } => {
+                self.feeding.bulk.renew(sync_id, bytes_done);
             }
             SourceEffect::SyncAborted { sync_id, reason } => {
                 warn!(%replica, %reason, "synchronisation given up by the replica");
                 self.feeding.bulk.release(sync_id);
             }
-            SourceEffect::Lag(report) => self.note(|heard| heard.lag = Some(report)),
+            SourceEffect::Lag(_) => {}
             SourceEffect::Vitals(vitals) => self.note(|heard| heard.vitals = Some(vitals)),
             SourceEffect::Switchover(frame) => debug!(%replica, frame = frame.name(), "not used"),
             SourceEffect::Fenced(epoch) => {
@@ -507,6 +561,35 @@ impl FromFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replica_is_as_far_behind_as_its_oldest_missing_byte_is_old() {
+        let mut trail = Trail::default();
+        for (now, end) in [(0, 10), (100, 12), (1000, 20), (2000, 20), (3000, 30)] {
+            trail.reached(now, Lsn(end));
+        }
+        let mut check = |acked, now, expected| {
+            trail.acked(Lsn(acked));
+            assert_eq!(trail.behind_ms(now), expected, "{acked} at {now}");
+        };
+        check(0, 3500, 3500);
+        // Between two moments that are remembered: as old as the later one at most.
+        check(11, 3500, 2500);
+        check(20, 3500, 500);
+        check(30, 9000, 0);
+        // Under steady load it is never at the end, and not far behind either.
+        for now in 0..100_i64 {
+            trail.reached(now * 100, Lsn(1000 + now as u64));
+            trail.acked(Lsn(998 + now as u64));
+            assert!(trail.behind_ms(now * 100) <= 300, "{} ms", trail.behind_ms(now * 100));
+        }
+        // One that hangs: the oldest moment stays, however many follow.
+        for now in 0..10 * TRAIL_MAX as i64 {
+            trail.reached(20_000 + now * TRAIL_MS, Lsn(2000 + now as u64));
+        }
+        assert!(trail.ends.len() <= TRAIL_MAX);
+        assert!(trail.behind_ms(20_000 + 9_000_000) >= 9_000_000);
+    }
 
     #[test]
     fn files_are_contiguous_back_to_the_first_gap() {

@@ -20,6 +20,7 @@ mod net;
 mod peer_tls;
 mod reign;
 pub(crate) mod status;
+mod vitals;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

@@ -11,12 +11,12 @@ use kahawai_admin_api::{
     SyncProgress,
 };
 use kahawai_election::{ClusterRecord, PrimaryRef, Refusal, Request};
-use kahawai_journal::{DataFile, JournalStats};
+use kahawai_journal::Journal;
 use kahawai_store::state::State;
 use kahawai_types::{ClusterId, NodeId, ReplicaId};
 use tokio::sync::oneshot;
 
-use super::bulk::SinkProgress;
+use super::bulk::{SinkProgress, Told};
 use super::net::host_and_port;
 use super::{Command, Present, Stage};
 use crate::core::{Core, unpoisoned};
@@ -35,8 +35,9 @@ impl NodeControl {
     }
 }
 
-/// What the journal has done.
-pub(crate) fn journal(stats: &JournalStats, files: &[DataFile]) -> JournalStatus {
+/// What a journal has done, and its room. Asks the file system: without a lock that others wait for.
+pub(crate) fn journal(journal: &Journal) -> JournalStatus {
+    let (stats, files) = (journal.stats(), journal.files());
     JournalStatus {
         records: stats.records,
         batches: stats.batches,
@@ -44,6 +45,8 @@ pub(crate) fn journal(stats: &JournalStats, files: &[DataFile]) -> JournalStatus
         flushes: stats.flushes,
         flush_seconds: Histogram::from_microseconds(&stats.flush_us_buckets, stats.flush_us_sum),
         flush_seconds_max: stats.flush_us_max as f64 / 1e6,
+        flush_seconds_last: stats.flush_us_last as f64 / 1e6,
+        disk_free_bytes: journal.free_bytes(),
         files: files.len() as u64,
         file_bytes: files.iter().map(|file| file.bytes).sum(),
     }
@@ -140,6 +143,23 @@ fn synchronisation(progress: &SinkProgress) -> Option<SyncProgress> {
     })
 }
 
+/// The same, as the primary knows it.
+fn copied(told: &Told) -> SyncProgress {
+    SyncProgress {
+        bytes_total: told.total_bytes,
+        bytes_done: told.bytes_done,
+        bytes_per_second: told.bytes_per_s,
+        eta_seconds: told.eta_ms.map(|ms| ms / 1000),
+        sessions: told.sessions,
+        ..SyncProgress::default()
+    }
+}
+
+/// A node that does not know says 0.
+fn known(value: u64) -> Option<u64> {
+    (value > 0).then_some(value)
+}
+
 impl Control for NodeControl {
     fn status(&self) -> Status {
         let stage = &self.stage;
@@ -228,10 +248,13 @@ impl NodeControl {
                 status.durable = following.durable();
                 status.end = status.durable;
                 status.applied = following.applied();
-                following.with(|follower| {
-                    status.journal = journal(&follower.journal().stats(), &follower.journal().files());
+                let followed = following.with(|follower| {
                     contents(follower.state(), status);
+                    follower.journal().clone()
                 });
+                if let Some(followed) = followed {
+                    status.journal = journal(&followed);
+                }
                 let progress = bulk.progress();
                 if let Some(synchronisation) = synchronisation(&progress) {
                     status.replicas.push(ReplicaStatus {
@@ -262,18 +285,19 @@ impl NodeControl {
                     ..BrokerStatus::default()
                 };
                 let (now, commit) = (reign.shared.now(), reign.shared.commit.position());
-                reign.shared.with(|core| {
+                let written = reign.shared.with(|core| {
                     core.catch_up(now, commit);
                     status.applied = core.store.applied();
-                    let journal_of = core.store.journal();
-                    status.journal = journal(&journal_of.stats(), &journal_of.files());
                     work(core, status);
+                    core.store.journal().clone()
                 });
+                status.journal = journal(&written);
                 let heard = feeding.heard();
                 let told = feeding.bulk.told();
                 let offset = stage.clock.now_ms() - super::reign::boot_ms(&*stage.clock);
                 for replica in found.replicas {
                     let last = heard.get(&replica.replica);
+                    let vitals = last.and_then(|last| last.vitals.as_ref());
                     let synchronisation = told.iter().find(|(other, _)| *other == replica.replica);
                     status.replicas.push(ReplicaStatus {
                         node: replica.replica.node.to_string(),
@@ -290,13 +314,13 @@ impl NodeControl {
                         // Of who was not here in this epoch nothing is known.
                         lag_bytes: if replica.connected.is_some() { replica.lag_bytes } else { 0 },
                         lag_seconds: last
-                            .and_then(|last| last.lag.as_ref())
-                            .map_or(0.0, |lag| lag.behind_ms as f64 / 1000.0),
-                        synchronisation: synchronisation.map(|(_, told)| SyncProgress {
-                            bytes_total: told.total_bytes,
-                            bytes_done: told.bytes_done,
-                            ..SyncProgress::default()
-                        }),
+                            .filter(|_| replica.connected.is_some())
+                            .map_or(0.0, |last| last.behind_ms as f64 / 1000.0),
+                        disk_free_bytes: vitals.and_then(|vitals| known(vitals.disk_free_bytes)),
+                        flush_seconds_last: vitals
+                            .and_then(|vitals| known(vitals.last_flush_us))
+                            .map(|us| us as f64 / 1e6),
+                        synchronisation: synchronisation.map(|(_, told)| copied(told)),
                     });
                 }
                 for (replica, told) in &told {
@@ -304,16 +328,14 @@ impl NodeControl {
                         other.node == replica.node.0 && other.store == replica.store.to_string()
                     });
                     if !is_listed {
+                        let vitals = heard.get(replica).and_then(|last| last.vitals.as_ref());
                         status.replicas.push(ReplicaStatus {
                             node: replica.node.to_string(),
                             store: replica.store.to_string(),
                             connected: true,
                             state: "synchronising".into(),
-                            synchronisation: Some(SyncProgress {
-                                bytes_total: told.total_bytes,
-                                bytes_done: told.bytes_done,
-                                ..SyncProgress::default()
-                            }),
+                            disk_free_bytes: vitals.and_then(|vitals| known(vitals.disk_free_bytes)),
+                            synchronisation: Some(copied(told)),
                             ..ReplicaStatus::default()
                         });
                     }
