@@ -3,7 +3,7 @@
 //! Each has a list of nodes and goes to the next after a refusal, a loss or a long silence. What was asked and not answered is
 //! then unknown. Some producers send it again under the same number, some send it again without one, some do not. Consumers
 //! acknowledge one by one, together or in transactions, give back, refuse, roll back, crash, leave and come again.
-//! Everything is noted in a [`History`].
+//! Everything is noted in a [`History`]. The broker offers no XA transactions yet, so there are none here.
 
 mod consumer;
 mod producer;
@@ -20,8 +20,10 @@ use producer::{Policy, Producer};
 
 /// After this long without anything new, a run in which all that is owed was consumed is at its end, …
 const QUIET_US: Micros = 1_000_000;
-/// … and after this long in any case: what has not come by then is lost.
+/// … and after this long in any case, or after three times a client's patience: what has not come by then is lost.
 const SILENCE_US: Micros = 20_000_000;
+/// How often clients give a sign of life when there is nothing else to do any more.
+const QUIESCED_HEARTBEAT_US: Micros = 400_000;
 
 /// What happened to a client.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -291,6 +293,9 @@ impl Clients {
 
     /// Nobody waits for anything, and nothing comes any more.
     pub fn is_drained(&self) -> bool {
+        if !self.quiesced {
+            return false;
+        }
         let mut busy_at = 0;
         for client in &self.clients {
             if !client.is_done() {
@@ -299,7 +304,14 @@ impl Clients {
             busy_at = busy_at.max(client.line.busy_at);
         }
         let quiet = self.now.saturating_sub(busy_at);
-        self.quiesced && quiet >= QUIET_US && (quiet >= SILENCE_US || !self.history.is_owed_anything())
+        // Whoever consumes has been reached since: what there is would have come.
+        let heard_since = busy_at + QUIET_US / 2;
+        let are_reached = self.clients.iter().all(|client| match client.part {
+            Part::Producer(_) => true,
+            Part::Consumer(_) => client.line.heard_at >= heard_since,
+        });
+        let silence = SILENCE_US.max(3 * self.shape.patience_us);
+        quiet >= QUIET_US && are_reached && (quiet >= silence || !self.history.is_owed_anything())
     }
 
     /// What happened.
@@ -394,6 +406,7 @@ impl Client {
         }
         let delay = match self.line.link {
             Link::Down => self.line.pause(desk.shape.backoff_us),
+            Link::Dialling | Link::Greeting | Link::Up if desk.quiesced => QUIESCED_HEARTBEAT_US,
             Link::Dialling | Link::Greeting | Link::Up => desk.shape.patience_us / 4,
         };
         self.line.wake_in(desk, delay);
@@ -429,7 +442,7 @@ impl Client {
                     }
                     Next::Crash => return self.hang_up(desk),
                 }
-                let is_silent = desk.now >= self.line.heard_at + patience / 4;
+                let is_silent = desk.quiesced || desk.now >= self.line.heard_at + patience / 4;
                 if self.line.pending.is_empty() && (is_silent || self.line.random.chance(4)) {
                     self.line.ask(desk, Kind::Other, Waits::Heartbeat, |op| Ask::Heartbeat { op });
                 }

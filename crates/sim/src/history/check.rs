@@ -153,9 +153,18 @@ pub(super) fn order_class(history: &History, seen: &Seen, copy: &CopyRecord) -> 
     let content = &message.content;
     let is_alone = message.copy_first == message.copy_last;
     let is_transacted = copy.transaction != NONE;
-    // A topic's plain subscriber hears at once what is not stored, and later what is.
-    let is_plain = matches!(seen.wanted.place, Place::Topic(_)) && seen.wanted.durable.is_none();
-    let is_steady = !is_plain || !is_transacted && (message.is_guarded || !content.persistent);
+    let is_steady = match (seen.wanted.place, seen.wanted.durable) {
+        // A plain subscriber hears at once what is not stored, and later what is.
+        (Place::Topic(_), None) => !is_transacted && (message.is_guarded || !content.persistent),
+        // What was sent before the subscription was there may reach it, from memory, after what came later.
+        (Place::Topic(_), Some(durable)) => {
+            let first = history.copies.get(message.copy_first as usize);
+            first.is_some_and(|first| {
+                meant_for(history, message, first).any(|line| line == u32::from(durable))
+            })
+        }
+        (Place::Queue(_) | Place::Dead, _) => true,
+    };
     let has_order = seen.delivered.redelivery == 0
         && seen.delivered.place != Place::Dead
         && is_steady

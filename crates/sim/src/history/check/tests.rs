@@ -445,7 +445,7 @@ fn durable_subscriptions_get_what_is_sent_after_they_are_confirmed() {
     told.consumed(late);
     told.check("");
     told.came(A, early, 1, 0);
-    told.check("order");
+    told.check("subscription");
     let mut told = Told::new();
     let early = told.sent(1, TOPIC);
     told.subscribed(0);
