@@ -5,6 +5,7 @@
 //! acknowledge one by one, together or in transactions, give back, refuse, roll back, crash, leave and come again.
 //! Everything is noted in a [`History`]. The broker offers no XA transactions yet, so there are none here.
 
+mod browser;
 mod consumer;
 mod producer;
 
@@ -15,6 +16,7 @@ use kahawai_testkit::Random;
 use crate::Micros;
 use crate::history::{History, Kind, Layout, Moment, OperationId};
 use crate::wire::{Answer, Ask, ClientId, Op, Place, TransactionOf, Wanted};
+use browser::Browser;
 use consumer::Consumer;
 use producer::{Policy, Producer};
 
@@ -71,6 +73,8 @@ pub struct Shape {
     pub movers: u8,
     /// Plain subscribers of topics.
     pub listeners: u8,
+    /// Clients that look at queues.
+    pub browsers: u8,
     /// Between two things that a client does, on average.
     pub pause_us: Micros,
     /// How long a client waits for an answer.
@@ -79,8 +83,8 @@ pub struct Shape {
     pub backoff_us: Micros,
     /// One in so many things that a consumer does is a crash, and as many times something else that is rare.
     pub rarely: u64,
-    /// Messages refused for good go to the dead letters.
-    pub rejects: bool,
+    /// Some messages are refused for good, and some expire; both go to the dead letters.
+    pub dead_letters: bool,
 }
 
 impl Shape {
@@ -91,11 +95,12 @@ impl Shape {
         consumers: 2,
         movers: 1,
         listeners: 1,
+        browsers: 1,
         pause_us: 20_000,
         patience_us: 8_000_000,
         backoff_us: 300_000,
         rarely: 150,
-        rejects: true,
+        dead_letters: true,
     };
 }
 
@@ -128,6 +133,7 @@ enum Waits {
     Leave,
     Producer(producer::Asked),
     Consumer(consumer::Asked),
+    Browser(browser::Asked),
 }
 
 #[derive(Debug)]
@@ -200,6 +206,7 @@ impl Line {
 enum Part {
     Producer(Producer),
     Consumer(Consumer),
+    Browser(Browser),
 }
 
 #[derive(Debug)]
@@ -307,7 +314,7 @@ impl Clients {
         // Whoever consumes has been reached since: what there is would have come.
         let heard_since = busy_at + QUIET_US / 2;
         let are_reached = self.clients.iter().all(|client| match client.part {
-            Part::Producer(_) => true,
+            Part::Producer(_) | Part::Browser(_) => true,
             Part::Consumer(_) => client.line.heard_at >= heard_since,
         });
         let silence = SILENCE_US.max(3 * self.shape.patience_us);
@@ -332,6 +339,7 @@ fn parts(shape: Shape, random: &mut Random) -> Vec<Part> {
         auto_ack: false,
         exclusive: false,
         priority: 0,
+        browser: false,
     };
     for number in 0..shape.producers {
         let policy = match number % 4 {
@@ -375,7 +383,13 @@ fn parts(shape: Shape, random: &mut Random) -> Vec<Part> {
         wanted.auto_ack = true;
         parts.push(Part::Consumer(Consumer::new(wanted)));
     }
-    if shape.rejects {
+    for number in 0..shape.browsers {
+        let mut wanted = plain(Place::Queue(number % layout.queues.max(1)));
+        wanted.browser = true;
+        wanted.colour = random.chance(3).then_some(1);
+        parts.push(Part::Browser(Browser::new(wanted)));
+    }
+    if shape.dead_letters {
         parts.push(Part::Consumer(Consumer::new(plain(Place::Dead))));
     }
     parts
@@ -433,6 +447,7 @@ impl Client {
                 let goes_on = match &mut self.part {
                     Part::Producer(producer) => producer.act(&mut self.line, desk),
                     Part::Consumer(consumer) => consumer.act(&mut self.line, desk),
+                    Part::Browser(browser) => browser.act(&mut self.line, desk),
                 };
                 match goes_on {
                     Next::Stay(Some(delay)) => self.line.wake_in(desk, delay),
@@ -468,24 +483,29 @@ impl Client {
         let waits = pending.into_iter().map(|pending| pending.waits);
         match &mut self.part {
             Part::Producer(producer) => producer.lost(desk, waits),
-            Part::Consumer(consumer) => consumer.lost(desk, waits),
+            Part::Consumer(consumer) => consumer.lost(desk),
+            Part::Browser(browser) => browser.lost(),
         }
         self.line.wake_at = Micros::MAX;
     }
 
     fn answer(&mut self, desk: &mut Desk<'_>, answer: Answer) {
-        let (op, is_done) = match answer {
-            Answer::Connected { op, reign } => {
-                self.line.reign = reign;
-                desk.history.connected(self.line.id, reign);
-                (op, true)
-            }
-            Answer::Done { op } => (op, true),
-            Answer::Refused { op } => (op, false),
+        let (op, is_done, reign) = match answer {
+            Answer::Connected { op, reign } => (op, true, Some(reign)),
+            Answer::Done { op } => (op, true, None),
+            Answer::Refused { op } => (op, false, None),
             Answer::Delivered(delivered) => {
                 self.line.busy_at = desk.now;
-                if let Part::Consumer(consumer) = &mut self.part {
-                    consumer.delivered(&mut self.line, desk, delivered);
+                match &mut self.part {
+                    Part::Producer(_) => {}
+                    Part::Consumer(consumer) => consumer.delivered(&mut self.line, desk, delivered),
+                    Part::Browser(browser) => browser.delivered(&self.line, desk, delivered),
+                }
+                return;
+            }
+            Answer::BrowseEnd { consumer } => {
+                if let Part::Browser(browser) = &mut self.part {
+                    browser.ended(&mut self.line, desk, consumer);
                 }
                 return;
             }
@@ -494,6 +514,10 @@ impl Client {
         // Mostly the oldest: answers come in order, except for refusals and signs of life.
         let Some(at) = self.line.pending.iter().position(|pending| pending.op == op) else { return };
         let Some(pending) = self.line.pending.remove(at) else { return };
+        if let Some(reign) = reign {
+            self.line.reign = reign;
+            desk.history.connected(self.line.id, reign);
+        }
         let asked = match is_done {
             true => desk.history.ok(pending.operation),
             false => desk.history.refused(pending.operation),
@@ -513,11 +537,15 @@ impl Client {
             (Waits::Greeting | Waits::Heartbeat | Waits::Leave, _) => false,
             (Waits::Producer(asked), _) => match &mut self.part {
                 Part::Producer(producer) => producer.answered(asked, is_done),
-                Part::Consumer(_) => true,
+                Part::Consumer(_) | Part::Browser(_) => true,
             },
             (Waits::Consumer(asked), _) => match &mut self.part {
                 Part::Consumer(consumer) => consumer.answered(&mut self.line, desk, asked, is_done),
-                Part::Producer(_) => true,
+                Part::Producer(_) | Part::Browser(_) => true,
+            },
+            (Waits::Browser(asked), _) => match &mut self.part {
+                Part::Browser(browser) => browser.answered(&mut self.line, desk, asked, is_done),
+                Part::Producer(_) | Part::Consumer(_) => true,
             },
         };
         if !is_well {
@@ -530,6 +558,7 @@ impl Client {
             && match &self.part {
                 Part::Producer(producer) => producer.is_done(),
                 Part::Consumer(consumer) => self.line.link == Link::Up && consumer.is_done(),
+                Part::Browser(browser) => browser.is_done(),
             }
     }
 }

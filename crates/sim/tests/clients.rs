@@ -79,6 +79,8 @@ enum Event {
     Tick,
     Breaks,
     Kill,
+    /// The end of a node that has said too much.
+    Liar,
     Restart,
     Upkeep,
 }
@@ -434,6 +436,10 @@ impl Run {
                     self.at_random(3_000_000, Event::Kill);
                 }
             }
+            Event::Liar => {
+                self.kill();
+                self.at(1000, Event::Flush);
+            }
             Event::Restart => self.restart(),
             Event::Upkeep => self.upkeep(),
         }
@@ -443,12 +449,12 @@ impl Run {
 
     fn flush(&mut self, now: i64) {
         if let Some(node) = &mut self.node {
-            if self.mutation == Mutation::EarlyReceipt && self.random.chance(20) {
+            if self.mutation == Mutation::EarlyReceipt && self.faults && self.random.chance(20) {
                 let end = node.store.appended_end();
                 if end > node.durable {
                     self.before = Some(self.files.fork());
                     while node.service.apply(now, &mut node.store, end, usize::MAX) {}
-                    self.at(1500, Event::Kill);
+                    self.at(1500, Event::Liar);
                     return;
                 }
             }

@@ -148,7 +148,7 @@ impl Consumer {
             let all: Vec<_> = self.holding.drain(..).collect();
             return self.acknowledge(line, desk, &all, AckOf::Consumed, None);
         }
-        let may_reject = desk.shape.rejects && matches!(self.wanted.place, Place::Queue(_));
+        let may_reject = desk.shape.dead_letters && matches!(self.wanted.place, Place::Queue(_));
         match line.random.below(16) {
             0 => self.deal_with_one(line, desk, AckOf::Released),
             1 if may_reject && line.random.chance(3) => self.deal_with_one(line, desk, AckOf::Rejected),
@@ -215,7 +215,7 @@ impl Consumer {
         let Some(sender) = &mut self.sender else { return };
         for _ in &some {
             sender.message_last += 1;
-            let content = content(&mut line.random, sender.producer, sender.message_last, true, sender.to);
+            let content = content(line, desk, sender.producer, sender.message_last, true, sender.to);
             let message = desk.history.message(content);
             send(line, desk, message, Some(within), Waits::Consumer(Asked::Settle));
         }
@@ -291,7 +291,7 @@ impl Consumer {
         true
     }
 
-    pub(super) fn lost(&mut self, desk: &mut Desk<'_>, _pending: impl Iterator<Item = Waits>) {
+    pub(super) fn lost(&mut self, desk: &mut Desk<'_>) {
         self.state = State::Off;
         self.holding.clear();
         if let Some(open) = self.open.take() {

@@ -11,7 +11,7 @@ const B: ClientId = ClientId(1);
 
 fn wanted(place: Place, durable: Option<u8>) -> Wanted {
     let (colour, auto_ack) = (None, false);
-    Wanted { place, durable, colour, prefetch: 1, auto_ack, exclusive: false, priority: 0 }
+    Wanted { place, durable, colour, prefetch: 1, auto_ack, exclusive: false, priority: 0, browser: false }
 }
 
 /// A history as it is told, each call a step.
@@ -46,8 +46,16 @@ impl Told {
     }
 
     fn message(&mut self, number: u32, place: Place) -> MessageNumber {
-        let content =
-            Content { producer: 0, number, numbered: true, place, persistent: true, priority: 4, colour: 0 };
+        let content = Content {
+            producer: 0,
+            number,
+            numbered: true,
+            place,
+            persistent: true,
+            priority: 4,
+            colour: 0,
+            lives_ms: 0,
+        };
         self.history.message(content)
     }
 
