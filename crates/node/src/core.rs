@@ -42,6 +42,8 @@ pub struct Core {
     errands: Vec<Errand>,
     again: bool,
     awaited: bool,
+    /// The broker has left something for its next tick, and wants it soon.
+    pub tick_asked: bool,
     failed: Option<String>,
 }
 
@@ -125,7 +127,7 @@ impl Core {
                 }
                 Effect::Scan(request) => self.errands.push(Errand::Scan(request)),
                 Effect::Load(request) => self.errands.push(Errand::Load(request)),
-                Effect::Continue => self.again = true,
+                Effect::Continue => (self.again, self.tick_asked) = (true, true),
             }
         }
     }
@@ -244,6 +246,7 @@ impl Shared {
             errands: Vec::new(),
             again: false,
             awaited: false,
+            tick_asked: false,
             failed: None,
         };
         let shared = Self {

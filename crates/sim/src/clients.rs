@@ -3,8 +3,9 @@
 //! Each has a list of nodes and goes to the next after a refusal, a loss or a long silence. What was asked and not answered is
 //! then unknown. Some producers send it again under the same number, some send it again without one, some do not. Consumers
 //! acknowledge one by one, together or in transactions, give back, refuse, roll back, crash, leave and come again.
-//! Everything is noted in a [`History`].
+//! Everything is noted in a [`History`]. The broker offers no XA transactions yet, so there are none here.
 
+mod browser;
 mod consumer;
 mod producer;
 
@@ -15,13 +16,16 @@ use kahawai_testkit::Random;
 use crate::Micros;
 use crate::history::{History, Kind, Layout, Moment, OperationId};
 use crate::wire::{Answer, Ask, ClientId, Op, Place, TransactionOf, Wanted};
+use browser::Browser;
 use consumer::Consumer;
 use producer::{Policy, Producer};
 
 /// After this long without anything new, a run in which all that is owed was consumed is at its end, …
 const QUIET_US: Micros = 1_000_000;
-/// … and after this long in any case: what has not come by then is lost.
+/// … and after this long in any case, or after three times a client's patience: what has not come by then is lost.
 const SILENCE_US: Micros = 20_000_000;
+/// How often clients give a sign of life when there is nothing else to do any more.
+const QUIESCED_HEARTBEAT_US: Micros = 400_000;
 
 /// What happened to a client.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,6 +73,8 @@ pub struct Shape {
     pub movers: u8,
     /// Plain subscribers of topics.
     pub listeners: u8,
+    /// Clients that look at queues.
+    pub browsers: u8,
     /// Between two things that a client does, on average.
     pub pause_us: Micros,
     /// How long a client waits for an answer.
@@ -77,8 +83,8 @@ pub struct Shape {
     pub backoff_us: Micros,
     /// One in so many things that a consumer does is a crash, and as many times something else that is rare.
     pub rarely: u64,
-    /// Messages refused for good go to the dead letters.
-    pub rejects: bool,
+    /// Some messages are refused for good, and some expire; both go to the dead letters.
+    pub dead_letters: bool,
 }
 
 impl Shape {
@@ -89,11 +95,12 @@ impl Shape {
         consumers: 2,
         movers: 1,
         listeners: 1,
+        browsers: 1,
         pause_us: 20_000,
         patience_us: 8_000_000,
         backoff_us: 300_000,
         rarely: 150,
-        rejects: true,
+        dead_letters: true,
     };
 }
 
@@ -126,6 +133,7 @@ enum Waits {
     Leave,
     Producer(producer::Asked),
     Consumer(consumer::Asked),
+    Browser(browser::Asked),
 }
 
 #[derive(Debug)]
@@ -198,6 +206,7 @@ impl Line {
 enum Part {
     Producer(Producer),
     Consumer(Consumer),
+    Browser(Browser),
 }
 
 #[derive(Debug)]
@@ -291,6 +300,9 @@ impl Clients {
 
     /// Nobody waits for anything, and nothing comes any more.
     pub fn is_drained(&self) -> bool {
+        if !self.quiesced {
+            return false;
+        }
         let mut busy_at = 0;
         for client in &self.clients {
             if !client.is_done() {
@@ -299,7 +311,14 @@ impl Clients {
             busy_at = busy_at.max(client.line.busy_at);
         }
         let quiet = self.now.saturating_sub(busy_at);
-        self.quiesced && quiet >= QUIET_US && (quiet >= SILENCE_US || !self.history.is_owed_anything())
+        // Whoever consumes has been reached since: what there is would have come.
+        let heard_since = busy_at + QUIET_US / 2;
+        let are_reached = self.clients.iter().all(|client| match client.part {
+            Part::Producer(_) | Part::Browser(_) => true,
+            Part::Consumer(_) => client.line.heard_at >= heard_since,
+        });
+        let silence = SILENCE_US.max(3 * self.shape.patience_us);
+        quiet >= QUIET_US && are_reached && (quiet >= silence || !self.history.is_owed_anything())
     }
 
     /// What happened.
@@ -320,6 +339,7 @@ fn parts(shape: Shape, random: &mut Random) -> Vec<Part> {
         auto_ack: false,
         exclusive: false,
         priority: 0,
+        browser: false,
     };
     for number in 0..shape.producers {
         let policy = match number % 4 {
@@ -363,7 +383,13 @@ fn parts(shape: Shape, random: &mut Random) -> Vec<Part> {
         wanted.auto_ack = true;
         parts.push(Part::Consumer(Consumer::new(wanted)));
     }
-    if shape.rejects {
+    for number in 0..shape.browsers {
+        let mut wanted = plain(Place::Queue(number % layout.queues.max(1)));
+        wanted.browser = true;
+        wanted.colour = random.chance(3).then_some(1);
+        parts.push(Part::Browser(Browser::new(wanted)));
+    }
+    if shape.dead_letters {
         parts.push(Part::Consumer(Consumer::new(plain(Place::Dead))));
     }
     parts
@@ -394,6 +420,7 @@ impl Client {
         }
         let delay = match self.line.link {
             Link::Down => self.line.pause(desk.shape.backoff_us),
+            Link::Dialling | Link::Greeting | Link::Up if desk.quiesced => QUIESCED_HEARTBEAT_US,
             Link::Dialling | Link::Greeting | Link::Up => desk.shape.patience_us / 4,
         };
         self.line.wake_in(desk, delay);
@@ -420,6 +447,7 @@ impl Client {
                 let goes_on = match &mut self.part {
                     Part::Producer(producer) => producer.act(&mut self.line, desk),
                     Part::Consumer(consumer) => consumer.act(&mut self.line, desk),
+                    Part::Browser(browser) => browser.act(&mut self.line, desk),
                 };
                 match goes_on {
                     Next::Stay(Some(delay)) => self.line.wake_in(desk, delay),
@@ -429,7 +457,7 @@ impl Client {
                     }
                     Next::Crash => return self.hang_up(desk),
                 }
-                let is_silent = desk.now >= self.line.heard_at + patience / 4;
+                let is_silent = desk.quiesced || desk.now >= self.line.heard_at + patience / 4;
                 if self.line.pending.is_empty() && (is_silent || self.line.random.chance(4)) {
                     self.line.ask(desk, Kind::Other, Waits::Heartbeat, |op| Ask::Heartbeat { op });
                 }
@@ -455,24 +483,29 @@ impl Client {
         let waits = pending.into_iter().map(|pending| pending.waits);
         match &mut self.part {
             Part::Producer(producer) => producer.lost(desk, waits),
-            Part::Consumer(consumer) => consumer.lost(desk, waits),
+            Part::Consumer(consumer) => consumer.lost(desk),
+            Part::Browser(browser) => browser.lost(),
         }
         self.line.wake_at = Micros::MAX;
     }
 
     fn answer(&mut self, desk: &mut Desk<'_>, answer: Answer) {
-        let (op, is_done) = match answer {
-            Answer::Connected { op, reign } => {
-                self.line.reign = reign;
-                desk.history.connected(self.line.id, reign);
-                (op, true)
-            }
-            Answer::Done { op } => (op, true),
-            Answer::Refused { op } => (op, false),
+        let (op, is_done, reign) = match answer {
+            Answer::Connected { op, reign } => (op, true, Some(reign)),
+            Answer::Done { op } => (op, true, None),
+            Answer::Refused { op } => (op, false, None),
             Answer::Delivered(delivered) => {
                 self.line.busy_at = desk.now;
-                if let Part::Consumer(consumer) = &mut self.part {
-                    consumer.delivered(&mut self.line, desk, delivered);
+                match &mut self.part {
+                    Part::Producer(_) => {}
+                    Part::Consumer(consumer) => consumer.delivered(&mut self.line, desk, delivered),
+                    Part::Browser(browser) => browser.delivered(&self.line, desk, delivered),
+                }
+                return;
+            }
+            Answer::BrowseEnd { consumer } => {
+                if let Part::Browser(browser) = &mut self.part {
+                    browser.ended(&mut self.line, desk, consumer);
                 }
                 return;
             }
@@ -481,6 +514,10 @@ impl Client {
         // Mostly the oldest: answers come in order, except for refusals and signs of life.
         let Some(at) = self.line.pending.iter().position(|pending| pending.op == op) else { return };
         let Some(pending) = self.line.pending.remove(at) else { return };
+        if let Some(reign) = reign {
+            self.line.reign = reign;
+            desk.history.connected(self.line.id, reign);
+        }
         let asked = match is_done {
             true => desk.history.ok(pending.operation),
             false => desk.history.refused(pending.operation),
@@ -500,11 +537,15 @@ impl Client {
             (Waits::Greeting | Waits::Heartbeat | Waits::Leave, _) => false,
             (Waits::Producer(asked), _) => match &mut self.part {
                 Part::Producer(producer) => producer.answered(asked, is_done),
-                Part::Consumer(_) => true,
+                Part::Consumer(_) | Part::Browser(_) => true,
             },
             (Waits::Consumer(asked), _) => match &mut self.part {
                 Part::Consumer(consumer) => consumer.answered(&mut self.line, desk, asked, is_done),
-                Part::Producer(_) => true,
+                Part::Producer(_) | Part::Browser(_) => true,
+            },
+            (Waits::Browser(asked), _) => match &mut self.part {
+                Part::Browser(browser) => browser.answered(&mut self.line, desk, asked, is_done),
+                Part::Producer(_) | Part::Consumer(_) => true,
             },
         };
         if !is_well {
@@ -517,6 +558,7 @@ impl Client {
             && match &self.part {
                 Part::Producer(producer) => producer.is_done(),
                 Part::Consumer(consumer) => self.line.link == Link::Up && consumer.is_done(),
+                Part::Browser(browser) => browser.is_done(),
             }
     }
 }

@@ -17,7 +17,8 @@
 //! - First deliveries on one connection ascend for each producer, among persistent messages, and among non-persistent ones that
 //!   were not sent in a transaction; on a prioritised queue for each tier.
 //! - A transaction is visible and in force as a whole, or not at all.
-//! - A queue's message that was refused is consumed there or among the dead letters; never there again once it was seen here.
+//! - A queue's message that was refused, or can expire, is consumed there or among the dead letters; never there again once it was
+//!   seen here. One that is not persistent is dropped.
 
 mod check;
 
@@ -130,6 +131,8 @@ pub struct Content {
     pub priority: u8,
     /// For selectors.
     pub colour: u8,
+    /// How long it may wait in its queue, milliseconds; 0 = for ever.
+    pub lives_ms: u16,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -328,7 +331,7 @@ impl History {
 
     /// A broker that took a connection.
     pub fn connected(&mut self, client: ClientId, reign: u64) {
-        self.reign_last = reign;
+        self.reign_last = self.reign_last.max(reign);
         let index = client.0 as usize;
         if self.order.len() <= index {
             self.order.resize(index + 1, Vec::new());
@@ -608,9 +611,10 @@ impl History {
         });
     }
 
-    /// Index of the stand of a copy with whoever wanted it; [`NONE`] for a topic's plain subscriber.
+    /// Index of the stand of a copy with whoever wanted it; [`NONE`] for a topic's plain subscriber, and for who only looks.
     fn stand_of(&self, copy: &CopyRecord, wanted: &Wanted) -> u32 {
         match (self.messages[copy.message as usize].content.place, wanted.durable) {
+            _ if wanted.browser => NONE,
             (Place::Topic(_), None) => NONE,
             (Place::Topic(_), Some(durable)) => {
                 copy.stands + u32::from(durable.min(self.layout.durables.saturating_sub(1)))

@@ -36,7 +36,7 @@ const BODY_BYTES: usize = 16;
 pub struct ServiceOptions {
     /// The broker's part.
     pub broker: Options,
-    /// A number that no other service has.
+    /// A number that no other service has; those of later ones are higher.
     pub reign: u64,
 }
 
@@ -51,6 +51,8 @@ impl ServiceOptions {
         broker.limits.loads_max = 2;
         broker.limits.acks_pending_max = 12;
         broker.limits.steps_per_call_max = 12;
+        broker.limits.sweep_entries_max = 5;
+        broker.sweep_interval_ms = 300;
         Self { broker, reign }
     }
 }
@@ -59,6 +61,8 @@ impl ServiceOptions {
 #[derive(Debug)]
 enum Held {
     Request(Box<Request>, Op),
+    /// A browser looks once everything sent before it can be seen.
+    Behind(Lsn, Box<Request>, Op),
     Answer(Lsn, Op),
 }
 
@@ -194,7 +198,7 @@ impl Service {
                 }
             }
             other => {
-                if let Some((request, op)) = self.request_of(client, other) {
+                if let Some((request, op)) = self.request_of(now, client, other) {
                     self.offer(now, store, client, request, op);
                 }
             }
@@ -333,7 +337,7 @@ impl Service {
     }
 
     /// The broker's form of what a client asks; `None` if there is nothing to ask.
-    fn request_of(&mut self, client: ClientId, ask: Ask) -> Option<(Request, Op)> {
+    fn request_of(&mut self, now: Millis, client: ClientId, ask: Ask) -> Option<(Request, Op)> {
         let session = self.sessions.get_mut(client.0 as usize)?.as_mut()?;
         if session.goodbye != Goodbye::No {
             return None;
@@ -355,11 +359,15 @@ impl Service {
                         MessageId { producer, sequence: session.sent, ..MessageId::default() }
                     }
                 };
-                let message = self.names.message(&parcel, id);
+                let mut message = self.names.message(&parcel, id);
+                if parcel.lives_ms > 0 {
+                    message.timestamp_ms = now;
+                    message.expiration_ms = now + Millis::from(parcel.lives_ms);
+                }
                 (Request::Send { message, transaction: transaction.map(number) }, op)
             }
             Ask::Subscribe { op, consumer, wanted } => {
-                if wanted.auto_ack {
+                if wanted.auto_ack || wanted.browser {
                     session.auto_consumers.push(consumer);
                 }
                 (Request::Subscribe(Box::new(subscribe(consumer, wanted, &mut self.names))), op)
@@ -421,10 +429,21 @@ impl Service {
     }
 
     fn offer(&mut self, now: Millis, store: &mut Store, client: ClientId, request: Request, op: Op) {
+        let commit = self.commit;
         let Some(session) = self.session(client) else { return };
         if !session.held.is_empty() && !Self::may_pass(&request) {
             session.held.push_back(Held::Request(Box::new(request), op));
             return;
+        }
+        if let Request::Subscribe(subscribe) = &request
+            && subscribe.browser
+        {
+            // What is confirmed, to whomever, and what this connection sent; others' sends may wait for long.
+            let seen = commit.max(session.appended);
+            if store.applied() < seen {
+                session.held.push_back(Held::Behind(seen, Box::new(request), op));
+                return;
+            }
         }
         if let Some(blocked) = self.carry_out(now, store, client, request, op)
             && let Some(session) = self.session(client)
@@ -505,7 +524,10 @@ impl Service {
                     Effect::Event { connection, event } => {
                         let Some(&client) = self.clients.get(&connection) else { continue };
                         match event {
-                            Event::BrowseEnd(_) => {}
+                            Event::BrowseEnd(consumer) => {
+                                let consumer = consumer.0;
+                                self.answers.push((client, Answer::BrowseEnd { consumer }));
+                            }
                             Event::ConsumerClosed(consumer, _) => {
                                 let consumer = consumer.0;
                                 self.answers.push((client, Answer::ConsumerClosed { consumer }));
@@ -604,15 +626,30 @@ impl Service {
 
     /// Offers blocked requests again, in order; `true` if there were any that may have found room.
     fn retry_held(&mut self, now: Millis, store: &mut Store) -> bool {
-        let unblocked = |session: &Option<Session>| session.as_ref().is_some_and(|session| session.unblocked);
-        let Some(index) = self.sessions.iter().position(unblocked) else { return false };
+        let (commit, applied) = (self.commit, store.applied());
+        let is_ready = |session: &Option<Session>| {
+            session.as_ref().is_some_and(|session| match session.held.front() {
+                Some(Held::Behind(lsn, ..)) => *lsn <= commit && *lsn <= applied,
+                _ => session.unblocked,
+            })
+        };
+        let Some(index) = self.sessions.iter().position(is_ready) else { return false };
         let client = client_at(index);
         let Some(session) = self.session(client) else { return false };
-        session.unblocked = false;
+        if !matches!(session.held.front(), Some(Held::Behind(..))) {
+            session.unblocked = false;
+        }
         let mut held = std::mem::take(&mut session.held);
         while let Some(first) = held.pop_front() {
             match first {
                 Held::Answer(lsn, op) => self.owe(client, lsn, op),
+                Held::Behind(lsn, ..) if lsn > commit || lsn > applied => {
+                    held.push_front(first);
+                    break;
+                }
+                Held::Behind(_, request, op) => {
+                    self.carry_out(now, store, client, *request, op);
+                }
                 Held::Request(request, op) => {
                     if let Some(request) = self.carry_out(now, store, client, *request, op) {
                         held.push_front(Held::Request(request, op));
@@ -724,7 +761,7 @@ fn subscribe(consumer: u32, wanted: Wanted, names: &mut Names) -> Subscribe {
         exclusive: wanted.exclusive,
         priority: wanted.priority,
         retroactive: false,
-        browser: false,
+        browser: wanted.browser,
         auto_ack: wanted.auto_ack,
     }
 }

@@ -69,6 +69,8 @@ pub struct Parcel {
     pub colour: u8,
     /// Bytes of the body behind what identifies it.
     pub padding: u16,
+    /// How long it may wait, milliseconds; 0 = for ever.
+    pub lives_ms: u16,
 }
 
 /// What a consumer subscribes to.
@@ -88,6 +90,8 @@ pub struct Wanted {
     pub exclusive: bool,
     /// Preferred over consumers of a lower one.
     pub priority: u8,
+    /// Looks at a queue without consuming; ends with [`Answer::BrowseEnd`].
+    pub browser: bool,
 }
 
 /// What becomes of a delivery, by its consumer's will.
@@ -229,6 +233,11 @@ pub enum Answer {
     },
     /// A message.
     Delivered(Delivered),
+    /// A browser has seen the whole queue.
+    BrowseEnd {
+        /// Which.
+        consumer: u32,
+    },
     /// The broker ends a consumer.
     ConsumerClosed {
         /// Which.

@@ -79,6 +79,8 @@ enum Event {
     Tick,
     Breaks,
     Kill,
+    /// The end of a node that has said too much.
+    Liar,
     Restart,
     Upkeep,
 }
@@ -118,6 +120,8 @@ struct Run {
     effects: Vec<ClientEffect>,
     trace: u64,
     steps: u64,
+    /// How often somebody was found to be held back.
+    blocked: u64,
     /// Tells what happens.
     print: bool,
 }
@@ -138,7 +142,7 @@ fn open(files: &MemoryFiles, random: &mut Random) -> Opened {
 impl Run {
     fn new(seed: u64, mutation: Mutation) -> Self {
         let mut random = Random::new(seed);
-        let shape = Shape { rarely: 40 + random.below(200), ..Shape::SMALL };
+        let shape = Shape { rarely: 20 + random.below(200), ..Shape::SMALL };
         // Of the two nodes that clients know, one is never there.
         let clients = Clients::new(random.next_u64(), 2, shape);
         let count = clients.count() as usize;
@@ -159,6 +163,7 @@ impl Run {
             effects: Vec::new(),
             trace: 0,
             steps: 0,
+            blocked: 0,
             print: std::env::var_os("SIM_PRINT").is_some(),
         };
         run.restart();
@@ -411,6 +416,7 @@ impl Run {
             Event::Tick => {
                 if let Some(node) = &mut self.node {
                     node.service.tick(now, &mut node.store);
+                    self.blocked += u64::from(!node.service.broker().status().blocked.is_empty());
                 }
                 self.at(50_000, Event::Tick);
             }
@@ -430,6 +436,10 @@ impl Run {
                     self.at_random(3_000_000, Event::Kill);
                 }
             }
+            Event::Liar => {
+                self.kill();
+                self.at(1000, Event::Flush);
+            }
             Event::Restart => self.restart(),
             Event::Upkeep => self.upkeep(),
         }
@@ -439,12 +449,12 @@ impl Run {
 
     fn flush(&mut self, now: i64) {
         if let Some(node) = &mut self.node {
-            if self.mutation == Mutation::EarlyReceipt && self.random.chance(20) {
+            if self.mutation == Mutation::EarlyReceipt && self.faults && self.random.chance(20) {
                 let end = node.store.appended_end();
                 if end > node.durable {
                     self.before = Some(self.files.fork());
                     while node.service.apply(now, &mut node.store, end, usize::MAX) {}
-                    self.at(1500, Event::Kill);
+                    self.at(1500, Event::Liar);
                     return;
                 }
             }
@@ -486,6 +496,12 @@ impl Run {
         format!("{places:#?}\n{:#?}\n{:#?}", broker.consumer_statuses(), broker.status())
     }
 
+    /// Is anything left, where everything was consumed?
+    fn left(&self) -> u64 {
+        let Some(Node { store, .. }) = &self.node else { return 0 };
+        store.destinations().iter().map(|(key, ..)| store.count(*key)).sum()
+    }
+
     /// Lets it run with faults, then without until nothing moves any more.
     fn run(&mut self, faults_us: Micros) -> Result<(), Violation> {
         while self.now < faults_us {
@@ -520,18 +536,36 @@ const FAULTS_US: Micros = 6_000_000;
 
 #[test]
 fn whatever_breaks_every_history_is_as_it_must_be() {
-    let (mut steps, mut operations, mut deliveries) = (0, 0, 0);
+    let (mut steps, mut operations, mut deliveries, mut blocked) = (0, 0, 0, 0);
+    let mut kinds = BTreeMap::new();
     for seed in chosen().unwrap_or(0..SEEDS) {
         let mut run = Run::new(seed, Mutation::Nothing);
         if let Err(violation) = run.run(FAULTS_US) {
             panic!("seed {seed}, at {} us: {violation}\n{}", run.now, run.status());
         }
+        assert_eq!(run.left(), 0, "seed {seed}: messages left\n{}", run.status());
         steps += run.steps;
+        for operation in run.clients.history().operations() {
+            let kind = format!("{:?}", operation.kind);
+            let kind = kind.split('(').next().unwrap_or_default().to_owned();
+            *kinds.entry((kind, format!("{:?}", operation.outcome))).or_insert(0) += 1;
+        }
+        blocked += run.blocked;
         operations += run.clients.history().operations().len();
         deliveries += run.clients.history().deliveries();
     }
-    println!("{steps} steps, {operations} operations, {deliveries} deliveries");
-    assert!(operations > 1000 && deliveries > 500, "the workload idles");
+    println!("{steps} steps, {operations} operations, {deliveries} deliveries, {blocked} times held back");
+    println!("{kinds:#?}");
+    if chosen().is_none() {
+        // What the checks are about does happen.
+        for kind in ["Send", "Acknowledge", "Commit", "Rollback", "Subscribe", "Remove"] {
+            for outcome in ["Ok", "Unknown"] {
+                let key = (kind.to_owned(), outcome.to_owned());
+                assert!(kinds.contains_key(&key), "no {kind} is {outcome}");
+            }
+        }
+        assert!(blocked > 0 && deliveries > 50_000, "the workload idles");
+    }
 }
 
 /// So many seeds at most until a broken broker is found out.

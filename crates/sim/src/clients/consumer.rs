@@ -4,8 +4,12 @@ use std::collections::VecDeque;
 
 use super::producer::{content, send};
 use super::{Desk, Line, Next, Waits};
+use crate::Micros;
 use crate::history::{DeliveryId, Kind, Seen, TransactionId};
 use crate::wire::{AckOf, Ask, Delivered, Place, TransactionOf, Wanted};
+
+/// About as long as an answer takes.
+const SOON_US: Micros = 1_000;
 
 /// A delivery that is not acknowledged, or only in an open transaction.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +108,8 @@ impl Consumer {
                 line.ask(desk, Kind::Subscribe(wanted), waits, |op| Ask::Subscribe { op, consumer, wanted });
                 return Next::Stay(None);
             }
+            // Whether that took place it does not know then.
+            State::Removing if !desk.quiesced && line.random.chance(3) => return Next::Crash,
             State::Begun | State::Ending | State::Removing => return Next::Stay(None),
             State::On => {}
         }
@@ -122,7 +128,7 @@ impl Consumer {
 
     fn do_something_rare(&mut self, line: &mut Line, desk: &mut Desk<'_>) -> Next {
         match line.random.below(4) {
-            0 | 1 => Next::Crash,
+            0 | 1 if !self.is_inconstant => Next::Crash,
             2 if self.open.is_none() => Next::Leave,
             _ if self.open.is_some() => Next::Stay(Some(desk.shape.pause_us)),
             _ => {
@@ -142,7 +148,7 @@ impl Consumer {
             let all: Vec<_> = self.holding.drain(..).collect();
             return self.acknowledge(line, desk, &all, AckOf::Consumed, None);
         }
-        let may_reject = desk.shape.rejects && matches!(self.wanted.place, Place::Queue(_));
+        let may_reject = desk.shape.dead_letters && matches!(self.wanted.place, Place::Queue(_));
         match line.random.below(16) {
             0 => self.deal_with_one(line, desk, AckOf::Released),
             1 if may_reject && line.random.chance(3) => self.deal_with_one(line, desk, AckOf::Rejected),
@@ -209,7 +215,7 @@ impl Consumer {
         let Some(sender) = &mut self.sender else { return };
         for _ in &some {
             sender.message_last += 1;
-            let content = content(&mut line.random, sender.producer, sender.message_last, true, sender.to);
+            let content = content(line, desk, sender.producer, sender.message_last, true, sender.to);
             let message = desk.history.message(content);
             send(line, desk, message, Some(within), Waits::Consumer(Asked::Settle));
         }
@@ -264,6 +270,8 @@ impl Consumer {
                     let waits = Waits::Consumer(Asked::Remove);
                     let kind = Kind::Remove(topic, durable);
                     line.ask(desk, kind, waits, |op| Ask::Remove { op, topic, durable });
+                    let delay = line.pause(SOON_US);
+                    line.wake_in(desk, delay);
                     return true;
                 }
                 _ => self.state = State::Off,
@@ -283,7 +291,7 @@ impl Consumer {
         true
     }
 
-    pub(super) fn lost(&mut self, desk: &mut Desk<'_>, _pending: impl Iterator<Item = Waits>) {
+    pub(super) fn lost(&mut self, desk: &mut Desk<'_>) {
         self.state = State::Off;
         self.holding.clear();
         if let Some(open) = self.open.take() {

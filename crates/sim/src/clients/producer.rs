@@ -60,12 +60,15 @@ pub(super) struct Producer {
 
 /// What the message is like, at random.
 pub(super) fn content(
-    random: &mut Random,
+    line: &mut Line,
+    desk: &Desk<'_>,
     producer: u32,
     number: u32,
     numbered: bool,
     place: Place,
 ) -> Content {
+    let random = &mut line.random;
+    let may_expire = desk.shape.dead_letters && matches!(place, Place::Queue(_));
     Content {
         producer,
         number,
@@ -74,6 +77,7 @@ pub(super) fn content(
         persistent: !random.chance(8),
         priority: if random.chance(4) { random.below(10) as u8 } else { 4 },
         colour: random.below(3) as u8,
+        lives_ms: if may_expire && random.chance(16) { 1 + random.below(300) as u16 } else { 0 },
     }
 }
 
@@ -96,6 +100,7 @@ pub(super) fn send(
         priority: content.priority,
         colour: content.colour,
         padding,
+        lives_ms: content.lives_ms,
     };
     let transaction = within.map(|(transaction, _)| transaction);
     line.ask(desk, Kind::Send(copy), waits, |op| Ask::Send { op, parcel, transaction });
@@ -127,7 +132,7 @@ impl Producer {
             Some(topic) => Place::Topic(topic),
         };
         let numbered = self.policy != Policy::Blind;
-        let content = content(&mut line.random, self.number, self.message_last, numbered, place);
+        let content = content(line, desk, self.number, self.message_last, numbered, place);
         desk.history.message(content)
     }
 
@@ -220,6 +225,7 @@ impl Producer {
                 }
                 Waits::Producer(Asked::Part)
                 | Waits::Consumer(_)
+                | Waits::Browser(_)
                 | Waits::Greeting
                 | Waits::Heartbeat
                 | Waits::Leave => {}

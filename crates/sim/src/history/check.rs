@@ -153,10 +153,20 @@ pub(super) fn order_class(history: &History, seen: &Seen, copy: &CopyRecord) -> 
     let content = &message.content;
     let is_alone = message.copy_first == message.copy_last;
     let is_transacted = copy.transaction != NONE;
-    // A topic's plain subscriber hears at once what is not stored, and later what is.
-    let is_plain = matches!(seen.wanted.place, Place::Topic(_)) && seen.wanted.durable.is_none();
-    let is_steady = !is_plain || !is_transacted && (message.is_guarded || !content.persistent);
+    let is_steady = match (seen.wanted.place, seen.wanted.durable) {
+        // A plain subscriber hears at once what is not stored, and later what is.
+        (Place::Topic(_), None) => !is_transacted && (message.is_guarded || !content.persistent),
+        // What was sent before the subscription was there may reach it, from memory, after what came later.
+        (Place::Topic(_), Some(durable)) => {
+            let first = history.copies.get(message.copy_first as usize);
+            first.is_some_and(|first| {
+                meant_for(history, message, first).any(|line| line == u32::from(durable))
+            })
+        }
+        (Place::Queue(_) | Place::Dead, _) => true,
+    };
     let has_order = seen.delivered.redelivery == 0
+        && !seen.wanted.browser
         && seen.delivered.place != Place::Dead
         && is_steady
         && (message.is_guarded || is_alone)
@@ -209,13 +219,13 @@ fn was_sent_after_the_subscription_began(history: &History, known: &Known<'_>) -
     }
 }
 
-/// Dead letters were refused by somebody, and do not come back.
+/// Dead letters were refused by somebody or have expired, and do not come back.
 fn is_dead_or_alive(history: &History, known: &Known<'_>) -> Found {
     let Some(stand) = known.stand else { return Ok(()) };
     let is_dead = known.seen.delivered.place == Place::Dead;
-    if is_dead && !stand.rejected {
+    if is_dead && !stand.rejected && known.message.content.lives_ms == 0 {
         let told = told(history, known);
-        return Err(violation("dead letter", format_args!("{told}, which nobody refused")));
+        return Err(violation("dead letter", format_args!("{told}, which nobody refused and cannot expire")));
     }
     if !is_dead && stand.dead > 0 && known.seen.left_after > stand.dead {
         let told = told(history, known);
@@ -386,7 +396,8 @@ fn nothing_is_lost(history: &History) -> Found {
 /// A non-persistent message in a queue is there as long as the broker that confirmed it.
 fn memory_was_kept(history: &History) -> Found {
     for message in &history.messages {
-        if message.content.persistent || matches!(message.content.place, Place::Topic(_)) {
+        let content = &message.content;
+        if content.persistent || content.lives_ms > 0 || matches!(content.place, Place::Topic(_)) {
             continue;
         }
         for (_, copy) in copies(history, message) {

@@ -11,7 +11,7 @@ const B: ClientId = ClientId(1);
 
 fn wanted(place: Place, durable: Option<u8>) -> Wanted {
     let (colour, auto_ack) = (None, false);
-    Wanted { place, durable, colour, prefetch: 1, auto_ack, exclusive: false, priority: 0 }
+    Wanted { place, durable, colour, prefetch: 1, auto_ack, exclusive: false, priority: 0, browser: false }
 }
 
 /// A history as it is told, each call a step.
@@ -46,8 +46,16 @@ impl Told {
     }
 
     fn message(&mut self, number: u32, place: Place) -> MessageNumber {
-        let content =
-            Content { producer: 0, number, numbered: true, place, persistent: true, priority: 4, colour: 0 };
+        let content = Content {
+            producer: 0,
+            number,
+            numbered: true,
+            place,
+            persistent: true,
+            priority: 4,
+            colour: 0,
+            lives_ms: 0,
+        };
         self.history.message(content)
     }
 
@@ -445,7 +453,7 @@ fn durable_subscriptions_get_what_is_sent_after_they_are_confirmed() {
     told.consumed(late);
     told.check("");
     told.came(A, early, 1, 0);
-    told.check("order");
+    told.check("subscription");
     let mut told = Told::new();
     let early = told.sent(1, TOPIC);
     told.subscribed(0);
