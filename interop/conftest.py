@@ -4,7 +4,7 @@ import os
 import re
 
 import pytest
-from harness import paths, process
+from harness import cluster, paths, process
 
 
 def pytest_addoption(parser):
@@ -55,3 +55,25 @@ def test_name(request):
 
 
 test_name.__test__ = False
+
+
+# The figures that the cluster's scenarios measured are shown at the end, whether they passed or not.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A process of pytest-xdist's has ended."""
+    cluster.FIGURES.extend(getattr(node, "workeroutput", {}).get("figures", []))
+
+
+def pytest_sessionfinish(session):
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["figures"] = cluster.FIGURES
+
+
+def pytest_terminal_summary(terminalreporter):
+    if cluster.FIGURES:
+        terminalreporter.section("cluster: figures")
+        for line in cluster.FIGURES:
+            terminalreporter.line(line)

@@ -22,7 +22,7 @@ from harness.proxy import Proxy
 ZOOKEEPER = paths.INTEROP / "tools" / "zookeeper.sh"
 #: Short, so that a takeover is too.
 SESSION_MS = 4000
-#: ZooKeeper ends a session at the next tick, and grants sessions of 2 to 20 of them.
+#: ZooKeeper ends a session at the next tick; the shortest that it grants lives for two.
 TICK_MS = 250
 #: What a takeover may take beyond the session: the machine may be busy with other things.
 GRACE_SECONDS = 5
@@ -36,6 +36,8 @@ QUIET_SECONDS = 2.0
 LOOPBACK = "127.0.0.1"
 #: Below the range of outgoing connections: a port of ours must be free again when its node comes back.
 PORTS = range(18_000, 31_000)
+#: Processes that share them.
+WORKERS_MAX = 8
 
 
 #: Ports that were given away. A replica's client port is free until it leads: nobody else may be told to take it.
@@ -44,7 +46,9 @@ GIVEN = set()
 
 def free_port():
     """A port that nobody listens on now, that no outgoing connection takes, and that was not given to another one."""
-    for port in random.SystemRandom().sample(PORTS, 1000):
+    # Suites that run side by side (pytest-xdist) take from parts of their own.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in random.SystemRandom().sample(PORTS[worker % WORKERS_MAX :: WORKERS_MAX], 1000):
         if port in GIVEN:
             continue
         with socket.socket() as probe:

@@ -31,6 +31,7 @@ start() { # DIR PORT
     dir=$(mkdir -p "$1" && cd "$1" && pwd)
     cat >"$dir/zoo.cfg" <<X
 tickTime=${ZK_TICK_MS:-2000}
+maxSessionTimeout=40000
 dataDir=$dir/data
 clientPort=$port
 clientPortAddress=127.0.0.1
