@@ -38,6 +38,7 @@ need python3 python3-venv -- python3 -c 'import venv, ensurepip'
 need openssl -- command -v openssl
 need gcc libc6-dev -- command -v cc
 need procps -- command -v ps
+need strace -- command -v strace
 need zookeeper -- test -e /usr/share/java/zookeeper.jar
 
 if [ ${#packages[@]} -gt 0 ]; then

@@ -144,10 +144,12 @@ def test_a_file_system_that_is_really_full(tmp_path, disk):
 def filled(made, count, size=900):
     """Messages in several files, none of them in the memory of the broker that is started for the reader."""
     with made, wire.Client(made.address) as client:
-        for number in range(1, count + 1):
-            client.frame("SEND", {"destination": "/queue/old", "persistent": "true", "receipt": number}, body_of(0, number, size))
-        for number in range(1, count + 1):
-            client.expect("RECEIPT", receipt_id=str(number))
+        # In many batches.
+        for first in range(1, count + 1, 50):
+            for number in range(first, first + 50):
+                client.frame("SEND", {"destination": "/queue/old", "persistent": "true", "receipt": number}, body_of(0, number, size))
+            for number in range(first, first + 50):
+                client.expect("RECEIPT", receipt_id=str(number))
         client.disconnect()
         assert made.stop() == 0
 
@@ -194,7 +196,7 @@ def test_a_flipped_bit_is_found_and_never_delivered(tmp_path, disk):
         client.subscribe("/queue/old", ack="client-individual", activemq__prefetchSize=5000)
         came = numbers(client, 1500, 2)
         # Its batch is not to be trusted; all others are whole.
-        assert came == sorted(set(came)) and 300 not in came and 1 in came and 1500 in came
+        assert came == sorted(set(came)) and 300 not in came and {200, 400, 1500} <= set(came)
         assert made.running()
         assert r"db-1.log" in made.errors()
         assert made.stop() == 0

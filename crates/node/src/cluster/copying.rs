@@ -30,6 +30,8 @@ const RECEIVE_WINDOW: u64 = 32 << 20;
 const REFETCH: Duration = Duration::from_millis(100);
 /// …so often at most: 6.4 s.
 const REFETCH_DOUBLINGS_MAX: u32 = 6;
+/// A primary that asks for more patience than that does not get it.
+const PATIENCE_MAX: Duration = Duration::from_secs(10);
 /// How often a session looks at the time.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -38,8 +40,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) enum Ended {
     /// Try again.
     Lost,
-    /// The primary's files could not be fetched whole. Try again, later each time.
-    Unfetched,
+    /// Try again, after that time.
+    Later(Duration),
     /// The journal has to be cut, on a closed store.
     Truncate {
         to: Lsn,
@@ -84,7 +86,7 @@ impl Copying {
 
     /// How long to wait after a synchronisation that failed: on a full disk, or with a file that the primary has damaged, the
     /// next one fails as well, after the same work at both ends.
-    pub(crate) fn patience(&self) -> Duration {
+    fn patience(&self) -> Duration {
         let failures = self.unfetched.fetch_add(1, Ordering::Relaxed);
         REFETCH.saturating_mul(1 << failures.min(REFETCH_DOUBLINGS_MAX))
     }
@@ -140,7 +142,7 @@ impl Copying {
             generations: (generation.unwrap_or(u64::MAX), 0),
         };
         let ended = session.run(connected, address, threads).await;
-        if !matches!(ended, Ended::Lost | Ended::Unfetched) {
+        if !matches!(ended, Ended::Lost | Ended::Later(_)) {
             self.state("reopening");
         }
         ended
@@ -277,7 +279,7 @@ impl Session<'_> {
                         let failed = SinkEvent::SyncFailed { sync_id, reason };
                         let _ = self.step(failed, address, "", threads, &mut writer).await;
                         let _ = writer.flush().await;
-                        return Ended::Unfetched;
+                        return Ended::Later(self.copying.patience());
                     }
                 },
                 _ = tick.tick() => {
@@ -368,7 +370,15 @@ impl Session<'_> {
                                 ErrorCode::Diverged | ErrorCode::Corrupt | ErrorCode::NotMember | ErrorCode::Auth
                             )
                     );
-                    ended.get_or_insert(if refused { Ended::Refused(end.to_string()) } else { Ended::Lost });
+                    let retry_after_ms = match &end {
+                        kahawai_replication::SessionEnd::Told(error) => error.retry_after_ms,
+                        _ => None,
+                    };
+                    ended.get_or_insert(if refused {
+                        Ended::Refused(end.to_string())
+                    } else {
+                        asked_to_wait(retry_after_ms)
+                    });
                 }
             }
         }
@@ -394,6 +404,12 @@ impl Session<'_> {
 
 async fn append(threads: &FollowingThreads, lsn: Lsn, batches: Bytes) -> std::io::Result<()> {
     threads.work.send(Work::Body(lsn, batches)).await.map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+}
+
+/// A primary that cannot serve us now says when it may be worth another attempt.
+fn asked_to_wait(retry_after_ms: Option<u32>) -> Ended {
+    let wait = retry_after_ms.map(|ms| Duration::from_millis(ms.into()).min(PATIENCE_MAX));
+    wait.map_or(Ended::Lost, Ended::Later)
 }
 
 /// The end of a fetch; never, if there is none.

@@ -28,6 +28,9 @@ use super::vitals::Pulse;
 
 use crate::core::unpoisoned;
 
+/// Before the next attempt of a replica whose synchronisation cannot begin: a file of ours is damaged, or cannot be read, and
+/// finding that out again costs as much as the first time.
+const UNREADABLE_MS: u32 = 5_000;
 /// Bytes under way to one replica without an acknowledgement.
 const SEND_WINDOW: u64 = 16 << 20;
 /// Bytes in one JOURNAL_UPDATE, as long as batches are smaller.
@@ -359,7 +362,9 @@ impl Hearing {
                         Ok(manifest) => SourceEvent::Manifest(manifest),
                         Err(problem) => {
                             warn!(%replica, %problem, "no synchronisation now");
-                            SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, problem))
+                            let mut refusal = ErrorFrame::new(ErrorCode::Busy, problem);
+                            refusal.retry_after_ms = Some(UNREADABLE_MS);
+                            SourceEvent::Refuse(refusal)
                         }
                     };
                     let _ = answer.send(event);

@@ -509,7 +509,7 @@ impl Run {
                     .map_err(|e| NodeError::Storage(e.to_string()))?;
                 self.install(epochs).await?;
             }
-            Ended::Lost | Ended::Unfetched | Ended::Refused(_) => {}
+            Ended::Lost | Ended::Later(_) | Ended::Refused(_) => {}
         }
         Ok(())
     }
@@ -646,10 +646,10 @@ impl Run {
                                 error!(%reason, "this store is not taken as a replica");
                                 REDIAL_REFUSED
                             }
-                            Ended::Unfetched => copying.patience(),
+                            Ended::Later(wait) => *wait,
                             _ => REDIAL,
                         };
-                        if matches!(ended, Ended::Lost | Ended::Unfetched | Ended::Refused(_)) {
+                        if matches!(ended, Ended::Lost | Ended::Later(_) | Ended::Refused(_)) {
                             tokio::time::sleep(wait).await;
                         }
                         ended
@@ -699,7 +699,7 @@ impl Run {
                         self.stage.election.tell(Event::Local(local));
                     }
                     ended = &mut session => match ended {
-                        Ended::Lost | Ended::Unfetched | Ended::Refused(_) => break,
+                        Ended::Lost | Ended::Later(_) | Ended::Refused(_) => break,
                         ended => return Ok(FollowEnd::Reopen(ended)),
                     },
                 }
