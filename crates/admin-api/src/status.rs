@@ -97,6 +97,8 @@ pub struct Status {
     pub in_sync: Vec<Member>,
     /// How many replicas a confirmation takes at least.
     pub minimum_replicas: u32,
+    /// Nodes that an operator has taken out, and that are not let in again.
+    pub removed: Vec<String>,
     /// Persistent work waits.
     pub suspended: Option<Suspension>,
     /// Who leads, as far as it knows.

@@ -1,7 +1,7 @@
 use kahawai_types::{Epoch, NodeId};
 
 use crate::provider::{Fence, Revision};
-use crate::record::{ClusterRecord, PrimaryRef};
+use crate::record::{ClusterRecord, PrimaryRef, REMOVED_MAX};
 use crate::status::Status;
 
 /// What to do, in order.
@@ -139,9 +139,14 @@ pub enum Refusal {
         /// At least.
         required: u64,
     },
-    /// The node is in the in-sync set.
-    #[error("{0} is in the in-sync set")]
-    InSync(NodeId),
+    /// An operator has taken it out.
+    #[error("{0} was removed from the cluster")]
+    Removed(NodeId),
+    /// As many as are remembered.
+    #[error(
+        "{REMOVED_MAX} removed nodes are remembered, and no more; let those in again that cannot come back anyway"
+    )]
+    TooManyRemoved,
     /// The node is not in the in-sync set.
     #[error("{0} is not in the in-sync set")]
     NotInSync(NodeId),

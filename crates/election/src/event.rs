@@ -93,7 +93,7 @@ pub enum Request {
     /// that is recorded, and would not know of a third.
     InSync(BTreeSet<ReplicaId>),
     /// The in-sync set without these, whatever else it is by then: not below the minimum, and with us. What an operator may ask,
-    /// who does not know which proposal of the primary's is under way.
+    /// who does not know which proposal of the primary's is under way. A member that is one of them is none any more.
     Without(BTreeSet<ReplicaId>),
     /// The epoch's marker is committed.
     Activate {
@@ -111,8 +111,11 @@ pub enum Request {
         /// What there is to know.
         member: Member,
     },
-    /// A node is gone for good. Not while one of its stores is in the in-sync set.
+    /// A node is gone for good, with all its stores: out of the in-sync set, as by [`Request::Without`], out of the members, and
+    /// nobody lets it in again before [`Request::AllowMember`].
     RemoveMember(NodeId),
+    /// A node that was removed may come back.
+    AllowMember(NodeId),
     /// Lead no longer.
     StepDown {
         /// Who shall lead next; somebody in the in-sync set.

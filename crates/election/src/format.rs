@@ -10,6 +10,7 @@
 //!   "in_sync": [{"node": "a", "store": "<hex>"}, …],
 //!   "epoch_start": {"at": "<file>:<offset>", "chain": "<16 hex digits>"} | null,
 //!   "members": {"a": {"store": "<hex>", "address": "kdbr://…", "clients": […], "priority": 0}, …},
+//!   "removed": ["d", …],
 //!   "successor": "b" | null, "last_op": "<hex>"
 //! }
 //! ```
@@ -85,6 +86,9 @@ struct RecordJson {
     in_sync: Vec<ReplicaJson>,
     epoch_start: Option<StartJson>,
     members: BTreeMap<String, MemberJson>,
+    /// Not in the first records.
+    #[serde(default)]
+    removed: BTreeSet<String>,
     successor: Option<String>,
     last_op: String,
 }
@@ -201,6 +205,7 @@ impl ClusterRecord {
                     (node.0.clone(), json)
                 })
                 .collect(),
+            removed: self.removed.iter().map(|node| node.0.clone()).collect(),
             successor: self.successor.as_ref().map(|node| node.0.clone()),
             last_op: format!("{:032x}", self.last_op),
         };
@@ -268,6 +273,7 @@ impl ClusterRecord {
             minimum_replicas: json.minimum_replicas,
             epoch_start,
             members,
+            removed: json.removed.into_iter().map(NodeId).collect(),
             unclean_generation: json.unclean_generation,
             successor: json.successor.map(NodeId),
             last_op: identity(&json.last_op)?,
@@ -388,6 +394,7 @@ mod tests {
             others in (any::<u128>(), any::<u32>(), any::<u32>(), any::<u128>()),
             epoch_start in option::of((any::<u64>(), any::<u64>())),
             members in btree_map(any_node(), any_member(), 0..4),
+            removed in btree_set(any_node(), 0..4),
             successor in option::of(any_node()),
         ) -> ClusterRecord {
             let first = in_sync.first().unwrap().clone();
@@ -409,6 +416,7 @@ mod tests {
                 minimum_replicas,
                 epoch_start: epoch_start.map(|(at, chain)| (Lsn(at), chain)),
                 members,
+                removed,
                 unclean_generation: numbers.2,
                 successor,
                 last_op,
@@ -509,6 +517,9 @@ mod tests {
       "priority": -1
     }
   },
+  "removed": [
+    "d"
+  ],
   "successor": null,
   "last_op": "0000000000000000000000000000000e"
 }"#;
@@ -519,6 +530,15 @@ mod tests {
         assert_eq!(record.epoch_start, Some((Location::new(3, 4096).lsn(), 255)));
         assert_eq!(record.members[&NodeId("a".to_owned())].priority, -1);
         assert_eq!(String::from_utf8(record.encode()).unwrap(), GOLDEN);
+    }
+
+    #[test]
+    fn a_record_of_before_removals_were_kept_removes_nobody() {
+        let without = GOLDEN.replace("  \"removed\": [\n    \"d\"\n  ],\n", "");
+        assert_ne!(without, GOLDEN);
+        let read = ClusterRecord::decode(without.as_bytes()).unwrap();
+        assert!(read.removed.is_empty());
+        assert_eq!(read.members, ClusterRecord::decode(GOLDEN.as_bytes()).unwrap().members);
     }
 
     #[test]

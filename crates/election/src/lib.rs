@@ -37,6 +37,6 @@ pub use presence::{Presence, PresenceState};
 pub use provider::{
     BoxFuture, Capabilities, CasResult, Fence, Provider, ProviderError, ProviderEvent, ReadResult, Revision,
 };
-pub use record::{Age, ClusterRecord, Member, Phase, PrimaryRef};
+pub use record::{Age, ClusterRecord, Member, Phase, PrimaryRef, REMOVED_MAX};
 pub use settings::{Settings, Timing};
 pub use status::Status;

@@ -56,6 +56,9 @@ pub struct Member {
     pub priority: i32,
 }
 
+/// So many nodes that were taken out are remembered.
+pub const REMOVED_MAX: usize = 256;
+
 /// What the cluster agrees on, kept by the election service and changed by compare-and-set only.
 ///
 /// Every write raises `version`, whoever makes it; `epoch` and `unclean_generation` never go back. `in_sync` is never
@@ -83,6 +86,9 @@ pub struct ClusterRecord {
     pub epoch_start: Option<(Lsn, u64)>,
     /// Who has joined.
     pub members: BTreeMap<NodeId, Member>,
+    /// Whom an operator has taken out: never in the set nor a member again, before the operator lets it in. At most
+    /// [`REMOVED_MAX`].
+    pub removed: BTreeSet<NodeId>,
     /// How often an operator made a node lead that may lack acknowledged writes.
     pub unclean_generation: u64,
     /// Whom a planned switchover chose; the others hold back for a while.

@@ -131,6 +131,9 @@ fn cluster_lines(lines: &mut Lines, status: &Status) {
             if in_sync.is_empty() { "nobody is known to be".to_owned() } else { in_sync.join(", ") };
         lines.put("in sync", in_sync);
     }
+    if !status.removed.is_empty() {
+        lines.put("removed", status.removed.join(", "));
+    }
     if let Some(primary) = &status.primary {
         let clients =
             if primary.clients.is_empty() { "no clients".to_owned() } else { primary.clients.join(", ") };

@@ -6,14 +6,14 @@
 //!   applied; with the set as it was under our epoch, none was, and none can be any more; otherwise somebody else leads.
 //! - Grant lost: somebody else may lead.
 
-use kahawai_types::{ClusterId, Epoch, Millis, NodeId};
+use kahawai_types::{ClusterId, Epoch, Millis, NodeId, ReplicaId};
 
 use super::reading::View;
 use super::{Elector, QUEUE_MAX, Role};
 use crate::effect::{Effect, Refusal, StepDownReason};
 use crate::event::Request;
 use crate::provider::{CasResult, Fence, Revision};
-use crate::record::{ClusterRecord, Member, Phase, PrimaryRef};
+use crate::record::{ClusterRecord, Member, Phase, PrimaryRef, REMOVED_MAX};
 
 /// What members of this release may write.
 const FEATURE_LEVEL: u32 = 1;
@@ -117,6 +117,7 @@ impl Elector {
             minimum_replicas: self.settings.minimum_replicas,
             epoch_start: None,
             members: [(self.settings.me.node.clone(), self.own_membership())].into(),
+            removed: [].into(),
             unclean_generation: 0,
             successor: None,
             last_op: 0,
@@ -159,6 +160,8 @@ impl Elector {
         next.epoch_start = None;
         next.successor = None;
         next.members.insert(self.settings.me.node.clone(), self.own_membership());
+        // Whoever forces a node to lead that was removed has changed his mind.
+        next.removed.remove(&self.settings.me.node);
         if forced.is_some() {
             next.in_sync = [self.settings.me.clone()].into();
             next.unclean_generation = next.unclean_generation.saturating_add(1);
@@ -471,35 +474,57 @@ impl Elector {
                 if (in_sync.len() as u64) < required && !in_sync.is_superset(&base.in_sync) {
                     return Err(Refusal::TooSmall { size: in_sync.len(), required });
                 }
+                if let Some(replica) = in_sync.iter().find(|replica| base.removed.contains(&replica.node)) {
+                    return Err(Refusal::Removed(replica.node.clone()));
+                }
                 edited.in_sync.clone_from(in_sync);
             }
             Request::Without(leaving) => {
-                if leaving.contains(&self.settings.me) {
-                    return Err(Refusal::WithoutPrimary);
-                }
-                edited.in_sync.retain(|replica| !leaving.contains(replica));
-                let (size, required) = (edited.in_sync.len(), u64::from(base.minimum_replicas) + 1);
-                if (size as u64) < required && size < base.in_sync.len() {
-                    return Err(Refusal::TooSmall { size, required });
-                }
+                self.take_out(&mut edited, |replica| leaving.contains(replica))?;
+                edited.members.retain(|node, member| {
+                    !leaving.contains(&ReplicaId { node: node.clone(), store: member.store })
+                });
             }
             Request::Activate { start, chain } => {
                 edited.phase = Phase::Active;
                 edited.epoch_start = Some((*start, *chain));
             }
             Request::SetMinimum(minimum) => edited.minimum_replicas = *minimum,
+            Request::PutMember { node, .. } if base.removed.contains(node) => {
+                return Err(Refusal::Removed(node.clone()));
+            }
             Request::PutMember { node, member } => _ = edited.members.insert(node.clone(), member.clone()),
             Request::RemoveMember(node) => {
-                if base.in_sync.iter().any(|replica| replica.node == *node) {
-                    return Err(Refusal::InSync(node.clone()));
-                }
+                self.take_out(&mut edited, |replica| replica.node == *node)?;
                 edited.members.remove(node);
+                if edited.removed.insert(node.clone()) && edited.removed.len() > REMOVED_MAX {
+                    return Err(Refusal::TooManyRemoved);
+                }
             }
+            Request::AllowMember(node) => _ = edited.removed.remove(node),
             Request::StepDown { .. } | Request::ForcePrimary { .. } | Request::RestoreRecord { .. } => {
                 unreachable!("these change no record that is led")
             }
         }
         Ok(edited)
+    }
+
+    /// Makes the set smaller, as far as it may be.
+    fn take_out(
+        &self,
+        record: &mut ClusterRecord,
+        leaves: impl Fn(&ReplicaId) -> bool,
+    ) -> Result<(), Refusal> {
+        if leaves(&self.settings.me) {
+            return Err(Refusal::WithoutPrimary);
+        }
+        let before = record.in_sync.len();
+        record.in_sync.retain(|replica| !leaves(replica));
+        let (size, required) = (record.in_sync.len(), u64::from(record.minimum_replicas) + 1);
+        if (size as u64) < required && size < before {
+            return Err(Refusal::TooSmall { size, required });
+        }
+        Ok(())
     }
 
     /// Stops leading in good order: the record says so, then the grant goes.

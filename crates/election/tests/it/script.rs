@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kahawai_election::{
     CasResult, ClusterRecord, Condition, Effect, Elector, Event, Fence, Local, Member, Phase, Presence,
-    PresenceState, ProviderError, ProviderEvent, Refusal, Request, Revision, Settings, Status,
+    PresenceState, ProviderError, ProviderEvent, REMOVED_MAX, Refusal, Request, Revision, Settings, Status,
     StepDownReason, Timing,
 };
 use kahawai_types::{BootId, ClusterId, Epoch, Lsn, Millis, NodeId, ReplicaId, StoreId};
@@ -47,6 +47,7 @@ fn vacant_record() -> ClusterRecord {
         minimum_replicas: 1,
         epoch_start: None,
         members: [].into(),
+        removed: [].into(),
         unclean_generation: 0,
         successor: None,
         last_op: 0,
@@ -335,8 +336,72 @@ fn a_set_keeps_the_primary_and_the_minimum() {
     script.apply(op, record);
     let (op, record) = cas(&script.request(4, Request::InSync(with_c())));
     assert_eq!(answer(&script.apply(op, record), 4), Some(Ok(())));
+    // Nor does a removal make it smaller than that.
     let effects = script.request(5, Request::RemoveMember(NodeId("b".to_owned())));
-    assert_eq!(answer(&effects, 5), Some(Err(Refusal::InSync(NodeId("b".to_owned())))));
+    assert_eq!(answer(&effects, 5), Some(Err(Refusal::TooSmall { size: 2, required: 4 })));
+    let effects = script.request(6, Request::RemoveMember(NodeId("a".to_owned())));
+    assert_eq!(answer(&effects, 6), Some(Err(Refusal::WithoutPrimary)));
+}
+
+/// Out of the set, the members, and barred, in one write: nothing that was on its way brings it back.
+#[test]
+fn who_is_removed_stays_out_until_let_in_again() {
+    let mut script = Script::leading();
+    let c = NodeId("c".to_owned());
+    let member = Member { store: StoreId(1), address: String::new(), clients: vec![], priority: 0 };
+    let put = || Request::PutMember { node: c.clone(), member: member.clone() };
+    for (id, request) in [(1, put()), (2, Request::InSync(with_c()))] {
+        let (op, record) = cas(&script.request(id, request));
+        script.apply(op, record);
+    }
+    let (op, record) = cas(&script.request(3, Request::RemoveMember(c.clone())));
+    assert_eq!((&record.in_sync, &record.removed), (&vacant_record().in_sync, &[c.clone()].into()));
+    assert!(!record.members.contains_key(&c));
+    // While that is under way, what others had begun.
+    script.request(4, Request::InSync(with_c()));
+    script.request(5, put());
+    let effects = script.apply(op, record);
+    assert_eq!(changed(&effects).unwrap().in_sync, vacant_record().in_sync);
+    assert_eq!(answer(&effects, 3), Some(Ok(())));
+    for id in [4, 5] {
+        assert_eq!(answer(&effects, id), Some(Err(Refusal::Removed(c.clone()))), "{id}");
+    }
+    // Twice is once.
+    let effects = script.request(6, Request::RemoveMember(c.clone()));
+    assert_eq!((answer(&effects, 6), writes(&effects)), (Some(Ok(())), false));
+    let (op, record) = cas(&script.request(7, Request::AllowMember(c.clone())));
+    assert!(record.removed.is_empty());
+    script.apply(op, record);
+    let (_, record) = cas(&script.request(8, Request::InSync(with_c())));
+    assert!(record.in_sync.contains(&replica("c")));
+}
+
+#[test]
+fn removed_nodes_that_are_remembered_are_bounded() {
+    let mut script = Script::leading();
+    for number in 0..REMOVED_MAX as u64 {
+        let (op, record) =
+            cas(&script.request(number, Request::RemoveMember(NodeId(format!("gone-{number}")))));
+        script.apply(op, record);
+    }
+    let effects = script.request(1000, Request::RemoveMember(NodeId("one-more".to_owned())));
+    assert_eq!(answer(&effects, 1000), Some(Err(Refusal::TooManyRemoved)));
+}
+
+/// A copy that an operator takes out by its store: the node may come with another one.
+#[test]
+fn who_loses_one_of_its_stores_is_not_barred() {
+    let mut script = Script::leading();
+    let c = NodeId("c".to_owned());
+    let member = Member { store: StoreId(1), address: String::new(), clients: vec![], priority: 0 };
+    let (op, record) =
+        cas(&script.request(1, Request::PutMember { node: c.clone(), member: member.clone() }));
+    script.apply(op, record);
+    let other = ReplicaId { node: c.clone(), store: StoreId(2) };
+    let effects = script.request(2, Request::Without([other].into()));
+    assert_eq!((answer(&effects, 2), writes(&effects)), (Some(Ok(())), false), "a store that nobody knows");
+    let (_, record) = cas(&script.request(3, Request::Without([replica("c")].into())));
+    assert!(!record.members.contains_key(&c) && record.removed.is_empty());
 }
 
 /// While the primary's removal of `b` is under way, an operator removes `c`. The set that the operator saw would bring back `b`,

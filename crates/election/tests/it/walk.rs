@@ -101,7 +101,13 @@ fn random_request(world: &mut World, index: usize) -> Request {
     match world.random.below(12) {
         0 => Request::StepDown { successor: world.random.chance(2).then_some(other) },
         1 => Request::SetMinimum(world.random.below(2) as u32),
-        2 => Request::RemoveMember(other),
+        2 => match world.random.below(4) {
+            0 => Request::RemoveMember(other),
+            1 => Request::Without(
+                world.nodes.iter().filter(|node| node.me.node == other).map(|node| node.me.clone()).collect(),
+            ),
+            _ => Request::AllowMember(other),
+        },
         3..6 => Request::Activate { start: Lsn(1 << 32), chain: 7 },
         _ => {
             let mut set = BTreeSet::from([world.nodes[index].me.clone()]);

@@ -10,7 +10,7 @@ use kahawai_election::{
     Request, Status, StepDownReason,
 };
 use kahawai_env::Clock;
-use kahawai_types::{Epoch, Millis};
+use kahawai_types::{Epoch, Millis, NodeId};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
@@ -89,6 +89,12 @@ impl Election {
     /// Until when nobody else can lead, milliseconds of the boot clock.
     pub(crate) fn deadline_ms(&self) -> u64 {
         u64::try_from(self.lease.load(Ordering::Acquire)).unwrap_or(0)
+    }
+
+    /// Has an operator taken this node out, as far as is known?
+    pub(crate) fn is_removed(&self, node: &NodeId) -> bool {
+        let view = unpoisoned(&self.view);
+        view.record.as_ref().is_some_and(|record| record.removed.contains(node))
     }
 
     /// What is known.

@@ -60,8 +60,6 @@ pub(crate) struct Feeding {
     pub(crate) election: Election,
     pub(crate) bulk: Arc<BulkSource>,
     pub(crate) heard: Mutex<std::collections::BTreeMap<ReplicaId, Heard>>,
-    /// Taken out by an operator: not taken back before `add`.
-    pub(crate) removed: Arc<Mutex<std::collections::BTreeSet<NodeId>>>,
 }
 
 fn removed(node: &NodeId) -> ErrorFrame {
@@ -70,10 +68,6 @@ fn removed(node: &NodeId) -> ErrorFrame {
 }
 
 impl Feeding {
-    fn is_removed(&self, node: &NodeId) -> bool {
-        unpoisoned(&self.removed).contains(node)
-    }
-
     /// What replicas said last.
     pub(crate) fn heard(&self) -> MutexGuard<'_, std::collections::BTreeMap<ReplicaId, Heard>> {
         unpoisoned(&self.heard)
@@ -95,7 +89,7 @@ pub(crate) async fn serve(connected: Connected, feeding: Arc<Feeding>) {
         warn!(replica = %peer.replica, %refusal, "replica refused");
         return writer.refuse(ErrorFrame::from(&refusal)).await;
     }
-    if feeding.is_removed(&peer.replica.node) {
+    if feeding.election.is_removed(&peer.replica.node) {
         warn!(replica = %peer.replica, "replica refused: it was removed from the cluster");
         return writer.refuse(removed(&peer.replica.node)).await;
     }
@@ -277,7 +271,7 @@ impl Hearing {
                     reason: "this node no longer leads".into(),
                     reconnect_after_ms: Some(100),
                 },
-                _ = tick.tick() => match self.feeding.is_removed(&self.peer.replica.node) {
+                _ = tick.tick() => match self.feeding.election.is_removed(&self.peer.replica.node) {
                     false => SourceEvent::Tick(self.tick()),
                     true => SourceEvent::Refuse(removed(&self.peer.replica.node)),
                 },

@@ -129,8 +129,6 @@ struct Stage {
     suspended: Mutex<Option<(i64, String)>>,
     changes: Mutex<Vec<(i64, Epoch, &'static str, String)>>,
     commands: mpsc::UnboundedSender<Command>,
-    /// Nodes that an operator has taken out while this process ran.
-    removed: Arc<Mutex<BTreeSet<NodeId>>>,
 }
 
 /// What operators ask of the task that runs the node.
@@ -314,7 +312,6 @@ impl ClusterNode {
             suspended: Mutex::default(),
             changes: Mutex::default(),
             commands: command,
-            removed: Arc::default(),
         });
         let running = Running {
             node_id: options.node_id,
@@ -786,7 +783,6 @@ impl Run {
             election: stage.election.clone(),
             bulk: Arc::clone(&stage.bulk),
             heard: Mutex::default(),
-            removed: Arc::clone(&stage.removed),
         });
         stage.is(Present::Leading {
             reign: Arc::clone(&reign),

@@ -1,6 +1,5 @@
 //! What the admin API shows and commands.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,7 +12,7 @@ use kahawai_admin_api::{
 use kahawai_election::{ClusterRecord, PrimaryRef, Refusal, Request};
 use kahawai_journal::Journal;
 use kahawai_store::state::State;
-use kahawai_types::{ClusterId, NodeId, ReplicaId};
+use kahawai_types::{ClusterId, NodeId, ReplicaId, StoreId};
 use tokio::sync::oneshot;
 
 use super::bulk::{SinkProgress, Told};
@@ -181,6 +180,8 @@ impl Control for NodeControl {
         status.in_sync =
             record.map_or_else(Vec::new, |record| record.in_sync.iter().map(Member::from).collect());
         status.minimum_replicas = record.map_or(0, |record| record.minimum_replicas);
+        status.removed =
+            record.map_or_else(Vec::new, |record| record.removed.iter().map(ToString::to_string).collect());
         // The record names a dead primary until it has a successor.
         let is_there = |primary: &&PrimaryRef| {
             view.present.is_empty() || view.present.iter().any(|other| other.boot == primary.boot)
@@ -371,18 +372,20 @@ fn refused(refusal: &Refusal) -> CommandError {
         | Refusal::Leading
         | Refusal::Conflict
         | Refusal::TooSmall { .. }
-        | Refusal::InSync(_)
         | Refusal::NotInSync(_)
         | Refusal::WithoutPrimary
         | Refusal::Unusable(_)
         | Refusal::NotLost
-        | Refusal::OldRecord => CommandErrorKind::Refused,
+        | Refusal::OldRecord
+        | Refusal::Removed(_)
+        | Refusal::TooManyRemoved => CommandErrorKind::Refused,
         Refusal::WrongCluster => CommandErrorKind::Invalid,
         Refusal::Busy | Refusal::NotGranted(_) | Refusal::NoRecord => CommandErrorKind::Unavailable,
         Refusal::SteppedDown => CommandErrorKind::Failed,
     };
     let error = CommandError::new(kind, refusal.to_string());
     match refusal {
+        Refusal::TooManyRemoved => error.advise("kahawai cluster add NODE, for one that is gone"),
         Refusal::NotLeading => error.advise("ask the primary; `kahawai status` says which node that is"),
         _ => error,
     }
@@ -407,8 +410,10 @@ async fn carry_out(stage: &Stage, command: ClusterCommand) -> Result<String, Com
         }
         ClusterCommand::Remove { node, store } => remove(stage, NodeId(node), store).await,
         ClusterCommand::Add { node, .. } => {
-            unpoisoned(&stage.removed).remove(&NodeId(node.clone()));
-            Ok(format!("{node} may join; it does so by itself when it runs with this cluster's address"))
+            let allowed = stage.election.request(Request::AllowMember(NodeId(node.clone()))).await;
+            let text =
+                format!("{node} may join; it does so by itself when it runs with this cluster's address");
+            allowed.map(|()| text).map_err(|e| refused(&e))
         }
         ClusterCommand::ForcePrimary { cluster_id, accept_data_loss } => {
             if !accept_data_loss {
@@ -427,30 +432,39 @@ async fn carry_out(stage: &Stage, command: ClusterCommand) -> Result<String, Com
 }
 
 async fn remove(stage: &Stage, node: NodeId, store: Option<String>) -> Result<String, CommandError> {
-    let Some(record) = stage.election.view().record else {
+    let view = stage.election.view();
+    let Some(record) = view.record else {
         return Err(refused(&Refusal::NoRecord));
     };
-    let is_meant = |replica: &ReplicaId| {
-        replica.node == node && store.as_ref().is_none_or(|store| replica.store.to_string() == *store)
-    };
+    let invalid = |text: String| CommandError::new(CommandErrorKind::Invalid, text);
     if node == stage.me().node {
-        return Err(CommandError::new(CommandErrorKind::Invalid, "this node leads")
+        return Err(invalid("this node leads".into())
             .advise("let another node lead first: kahawai cluster step-down"));
     }
-    let (leaving, others): (BTreeSet<ReplicaId>, BTreeSet<ReplicaId>) =
-        record.in_sync.into_iter().partition(is_meant);
-    if !leaving.is_empty() {
-        stage.election.request(Request::Without(leaving)).await.map_err(|e| refused(&e))?;
+    let is_in_sync = |store: Option<StoreId>| {
+        record.in_sync.iter().any(|one| one.node == node && store.is_none_or(|store| one.store == store))
+    };
+    let Some(store) = store else {
+        let is_known = is_in_sync(None)
+            || record.members.contains_key(&node)
+            || record.removed.contains(&node)
+            || view.present.iter().any(|other| other.node == node);
+        if !is_known {
+            return Err(invalid(format!("no node {node} is known"))
+                .advise("`kahawai cluster status` lists the nodes that are"));
+        }
+        let removed = stage.election.request(Request::RemoveMember(node.clone())).await;
+        return removed.map(|()| format!("{node} is no longer a member")).map_err(|e| refused(&e));
+    };
+    let store: StoreId = store.parse().map_err(|_| invalid("a store has 32 hex digits".into()))?;
+    let is_member = record.members.get(&node).is_some_and(|member| member.store == store);
+    if !is_in_sync(Some(store)) && !is_member {
+        return Err(invalid(format!("no copy {store} of {node} is known"))
+            .advise("`kahawai cluster status --json` shows the stores in full"));
     }
-    if others.iter().any(|replica| replica.node == node) {
-        // Another disk of the same node stays.
-        return Ok(format!("that copy of {node} is no longer waited for"));
-    }
-    if store.is_none() {
-        unpoisoned(&stage.removed).insert(node.clone());
-    }
-    let removed = stage.election.request(Request::RemoveMember(node.clone())).await;
-    removed.map(|()| format!("{node} is no longer a member")).map_err(|e| refused(&e))
+    let leaving = [ReplicaId { node: node.clone(), store }].into();
+    let left = stage.election.request(Request::Without(leaving)).await;
+    left.map(|()| format!("that copy of {node} is no longer waited for")).map_err(|e| refused(&e))
 }
 
 async fn hand_over(stage: &Stage, successor: Option<NodeId>) -> Result<String, CommandError> {
