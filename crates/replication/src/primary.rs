@@ -11,7 +11,7 @@ use crate::member::{Link, Member};
 /// Replicas that are remembered within an epoch, whether they are connected or not.
 pub const REPLICAS_MAX: usize = 256;
 
-/// The caller's number of a stream session. None is used twice within an epoch.
+/// The caller's number of a stream session. Within an epoch they grow in the order in which connections are accepted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SessionId(pub u64);
 
@@ -28,7 +28,7 @@ pub enum PrimaryEvent<'a> {
         replica: &'a ReplicaId,
         /// The process that holds it.
         boot: BootId,
-        /// Its number. A younger session of the same process replaces the older one.
+        /// Its number. A younger session of the same process replaces the older one, and an older one that comes later is refused.
         session: SessionId,
         /// How much of *our* log it has flushed.
         durable: Lsn,
@@ -494,6 +494,11 @@ impl Primary {
         let Some(member) = self.member(replica) else {
             return;
         };
+        if member.newest_session > Some(session) {
+            // Matched late: what it says was true before the younger session began.
+            return effects.push(PrimaryEffect::Refuse { session, refusal: Refusal::Superseded });
+        }
+        member.newest_session = Some(session);
         if let Link::Up { session: older, .. } = member.link {
             effects.push(PrimaryEffect::Refuse { session: older, refusal: Refusal::Superseded });
         }

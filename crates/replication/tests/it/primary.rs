@@ -372,7 +372,7 @@ fn a_store_has_one_session() {
     let ours = ReplicaId { node: NodeId("z".into()), ..id("p") };
     assert_eq!(reign.primary.may_connect(&ours, boot), Err(Refusal::OwnStore));
     // The same process again: the older session is one that we do not know to be dead yet.
-    let session = SessionId(1);
+    let session = SessionId(1_001);
     reign.step(PrimaryEvent::Connected { replica: &a, boot, session, durable: at(MARKER_END) });
     let older = SessionId('a'.into());
     reign.wants(&[PrimaryEffect::Refuse { session: older, refusal: Refusal::Superseded }]);
@@ -434,4 +434,27 @@ fn a_disk_that_hangs_everywhere_is_no_reason_to_leave_nor_is_a_standstill_of_our
     reign.now += 30_000;
     reign.step(PrimaryEvent::Tick);
     assert_eq!(reign.wanted().len(), 0, "the process stood still, the disk may have done its work");
+}
+
+/// The handshake of a connection that broke long ago is matched after the replica has come back, flushed more, and gone again.
+#[test]
+fn a_session_that_matches_late_says_nothing() {
+    let mut reign = Reign::active("pa", 0);
+    reign.flushed(500);
+    let (replica, late, younger) = (id("a"), SessionId(1_000), SessionId(1_001));
+    let connected = |boot, session, offset| PrimaryEvent::Connected {
+        replica: &replica,
+        boot: BootId(boot),
+        session,
+        durable: at(offset),
+    };
+    reign.disconnect('a', false);
+    reign.step(connected(2, younger, 400));
+    reign.wants(&[commit(400)]);
+    reign.step(PrimaryEvent::Disconnected { session: younger, orderly: false });
+    reign.step(connected(1, late, 300));
+    reign.wants(&[PrimaryEffect::Refuse { session: late, refusal: Refusal::Superseded }]);
+    // It has lost nothing, and is welcome.
+    reign.step(connected(2, SessionId(1_002), 500));
+    reign.wants(&[commit(500)]);
 }
