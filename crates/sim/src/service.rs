@@ -848,3 +848,43 @@ fn colour_of(message: &Message) -> u8 {
         Content::Absent | Content::Utf8(_) => u8::MAX,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_says_which_copy_it_is_unless_a_byte_of_it_is_wrong() {
+        let parcel = Parcel {
+            copy: CopyId(0x0102_0304),
+            place: Place::Queue(1),
+            number: None,
+            persistent: true,
+            priority: 4,
+            colour: 2,
+            padding: 9,
+            lives_ms: 0,
+        };
+        let message = Names::default().message(&parcel, MessageId::default());
+        assert_eq!((copy_of(&message), colour_of(&message)), (Some(parcel.copy), 2));
+        assert_eq!(message.property("colour"), Some(PropertyValue::Int(2)));
+        assert_eq!(Place::of(&message.destination), Some(parcel.place));
+        let Content::Marshalled(body) = &message.content else { panic!("bytes") };
+        for at in 0..body.len() {
+            let mut wrong = body.to_vec();
+            wrong[at] ^= 1;
+            let content = Content::Marshalled(wrong.into());
+            assert_eq!(copy_of(&Message { content, ..message.clone() }), None, "byte {at}");
+        }
+        let content = Content::Marshalled(body.slice(..body.len() - 1));
+        assert_eq!(copy_of(&Message { content, ..message.clone() }), None);
+    }
+
+    #[test]
+    fn places_are_found_by_their_names() {
+        for place in [Place::Queue(0), Place::Queue(17), Place::Topic(3), Place::Dead] {
+            assert_eq!(Place::of(&place.destination()), Some(place));
+        }
+        assert_eq!(Place::of(&Destination::topic("q1")), None);
+    }
+}
