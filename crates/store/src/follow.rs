@@ -124,7 +124,7 @@ impl Follower {
             if existing.contains(&file) {
                 follower.journal.retire(file).map_err(|error: RetireError| OpenError::Io {
                     path: files.describe(""),
-                    source: std::io::Error::other(error.to_string()),
+                    source: std::io::Error::other(error),
                 })?;
             }
             follower.state.files.forget(file);

@@ -500,7 +500,7 @@ pub fn open(
     }
     for file in store.to_retire() {
         if existing.contains(&file) {
-            store.journal.retire(file).map_err(|e| io(io::Error::other(e.to_string())))?;
+            store.journal.retire(file).map_err(|e| io(io::Error::other(e)))?;
         }
         store.state.files.forget(file);
         store.retired(file);

@@ -458,6 +458,8 @@ async fn feed(
 
 /// Reads what is no longer in the ring.
 struct FromFiles {
+    /// Where the next batch follows.
+    at: Lsn,
     batches: Batches,
     ahead: Option<kahawai_journal::BatchView>,
     /// Before the next batch, where it does not say so itself.
@@ -469,7 +471,7 @@ type Piece = (Lsn, u64, Lsn, Bytes);
 impl FromFiles {
     fn new(reader: &JournalReader, at: Lsn) -> Self {
         let chain = reader.chain_at(at).ok().flatten().map(|chain| chain.0);
-        Self { batches: reader.batches(at), ahead: None, chain }
+        Self { at, batches: reader.batches(at), ahead: None, chain }
     }
 
     /// Whole batches that follow each other in one file.
@@ -491,7 +493,7 @@ impl FromFiles {
         let prev_chain = first.stamp.as_ref().map(|stamp| stamp.prev_chain.0).or(self.chain);
         let prev_chain = prev_chain.ok_or_else(|| format!("the chain before {start} is not known"))?;
         // Files go as soon as nobody in sync needs them.
-        if self.chain.is_some_and(|chain| chain != prev_chain) {
+        if start != self.at && self.chain != Some(prev_chain) {
             return Err(format!("data files before {start} were deleted, whoever lacks them synchronises"));
         }
         let mut end = first.end();
@@ -507,6 +509,7 @@ impl FromFiles {
             self.chain = next.chain.map(|chain| chain.0);
             body.extend_from_slice(&next.bytes);
         }
+        self.at = end;
         Ok(Some((start, prev_chain, end, body.freeze())))
     }
 }

@@ -381,6 +381,8 @@ impl Process {
 
 /// Reads what is no longer in the ring.
 struct FromFiles {
+    /// Where the next batch follows.
+    at: Lsn,
     batches: Batches,
     ahead: Option<BatchView>,
     /// Before the next batch, where it does not say so itself.
@@ -390,7 +392,7 @@ struct FromFiles {
 impl FromFiles {
     fn new(reader: &JournalReader, at: Lsn) -> Self {
         let chain = reader.chain_at(at).ok().flatten().map(|chain| chain.0);
-        Self { batches: reader.batches(at), ahead: None, chain }
+        Self { at, batches: reader.batches(at), ahead: None, chain }
     }
 
     fn batch(&mut self) -> Result<Option<BatchView>, String> {
@@ -407,7 +409,7 @@ impl FromFiles {
         let prev_chain = first.stamp.as_ref().map(|stamp| stamp.prev_chain.0).or(self.chain);
         let prev_chain = prev_chain.ok_or_else(|| format!("the chain before {start} is not known"))?;
         // Files go as soon as nobody in sync needs them.
-        if self.chain.is_some_and(|chain| chain != prev_chain) {
+        if start != self.at && self.chain != Some(prev_chain) {
             return Err(format!("data files before {start} were deleted, whoever lacks them synchronises"));
         }
         let mut end = first.end();
@@ -423,6 +425,7 @@ impl FromFiles {
             self.chain = next.chain.map(|chain| chain.0);
             body.extend_from_slice(&next.bytes);
         }
+        self.at = end;
         Ok(Some((start, prev_chain, end, body.freeze())))
     }
 }
