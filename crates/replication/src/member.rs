@@ -47,6 +47,8 @@ impl Link {
 pub(crate) struct Member {
     pub(crate) id: ReplicaId,
     pub(crate) link: Link,
+    /// The process that attached last.
+    pub(crate) last_boot: Option<BootId>,
     /// Flushed of our log, as it confirmed in this epoch. Stays when the session breaks: what is flushed stays.
     pub(crate) durable: Lsn,
     pub(crate) applied: Lsn,
@@ -76,6 +78,7 @@ impl Member {
         Self {
             id,
             link: Link::Absent { since: now },
+            last_boot: None,
             durable: Lsn::ZERO,
             applied: Lsn::ZERO,
             recorded: false,

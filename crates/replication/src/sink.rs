@@ -354,7 +354,10 @@ impl SinkSession {
             (Frame::SyncManifest(manifest), State::ToSync { common }) => {
                 if manifest.stream_start < common {
                     // Others may count on what is flushed here and belongs to both.
-                    let text = format!("files up to {}, but up to {common} nothing is missing", manifest.stream_start);
+                    let text = format!(
+                        "files up to {}, but up to {common} nothing is missing",
+                        manifest.stream_start
+                    );
                     return Err(SessionEnd::Refused(protocol(text)));
                 }
                 self.state = State::Syncing;

@@ -14,7 +14,13 @@ fn main() {
         }
         if how != "q" || outcome.violation.is_some() {
             let violation = outcome.violation.map(|violation| violation.0).unwrap_or_default();
-            println!("seed {seed} hash {:016x} steps {} took {} ms {:?} {violation}", outcome.hash, outcome.steps, outcome.took / 1000, outcome.counts);
+            println!(
+                "seed {seed} hash {:016x} steps {} took {} ms {:?} {violation}",
+                outcome.hash,
+                outcome.steps,
+                outcome.took / 1000,
+                outcome.counts
+            );
         }
     }
 }

@@ -467,7 +467,12 @@ fn an_old_answer_is_not_used() {
 #[test]
 fn a_store_that_turns_out_to_be_empty_takes_the_cluster_that_it_finds() {
     let mut script = Script::new();
-    let other = Local { cluster_id: ClusterId(77), journal_is_empty: false, condition: Condition::Syncing, ..local() };
+    let other = Local {
+        cluster_id: ClusterId(77),
+        journal_is_empty: false,
+        condition: Condition::Syncing,
+        ..local()
+    };
     script.give(Event::Local(other.clone()));
     script.read_all();
     assert!(matches!(script.elector.status(), Status::Refused(_)), "{:?}", script.elector.status());

@@ -33,6 +33,8 @@ pub(crate) enum Decision {
     StepDown(StepDownReason),
     /// The record says this now.
     Changed(Box<ClusterRecord>),
+    /// The newest record could not be kept: this process ends.
+    Failed(String),
 }
 
 /// What operators may want to know.
@@ -272,8 +274,8 @@ impl Driver {
             Effect::Save(bytes) => {
                 // A few hundred bytes, seldom; what follows may rest on it.
                 if let Err(reason) = tokio::task::block_in_place(|| (self.save)(bytes)) {
-                    warn!(%reason, "the cluster record could not be kept");
                     self.election.tell(Event::StorageFailed);
+                    self.decide(Decision::Failed(format!("the cluster record could not be kept: {reason}")));
                 }
             }
             Effect::Lead { epoch, record, unclean } => {

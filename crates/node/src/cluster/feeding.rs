@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kahawai_election::{Event, Member, Request};
-use kahawai_journal::{Batches, JournalReader, ReadError};
+use kahawai_journal::{Batches, Chain, JournalReader, ReadError};
 use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, LagReport, NodeState, Peer};
 use kahawai_replication::{
     ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SourceEffect, SourceEvent, SourceOptions,
@@ -192,6 +192,15 @@ fn contiguous(files: &[u32], newest: u32) -> u32 {
     first
 }
 
+/// What our journal has of a replica's.
+fn find_chain(reader: &JournalReader, at: Lsn, chain: u64) -> Result<ChainAt, String> {
+    if at > reader.durable_end() {
+        return Err(format!("{at} is not flushed here yet"));
+    }
+    let found = reader.find_chain(at, Chain(chain)).map_err(|problem| crate::chain(&problem))?;
+    Ok(ChainAt { at, place: found.place, file_end: found.file_end.map(|(end, chain)| (end, chain.0)) })
+}
+
 struct Hearing {
     feeding: Arc<Feeding>,
     reign: Arc<Reign>,
@@ -298,12 +307,16 @@ impl Hearing {
                     self.feeding.election.ask(Request::PutMember { node: replica.node, member });
                 }
             }
-            SourceEffect::NeedChain { at } => {
+            SourceEffect::NeedChain { at, chain } => {
                 let (reader, answer) = (self.reign.reader(), answer.clone());
                 tokio::spawn(async move {
-                    let read = spawn_blocking(move || reader.chain_at(at)).await;
-                    let chain = read.ok().and_then(Result::ok).flatten().map(|chain| chain.0);
-                    let _ = answer.send(SourceEvent::Chain(ChainAt { at, chain }));
+                    let _ = answer.send(match spawn_blocking(move || find_chain(&reader, at, chain)).await {
+                        Ok(Ok(found)) => SourceEvent::Chain(found),
+                        Ok(Err(problem)) => SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, problem)),
+                        Err(failed) => {
+                            SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, failed.to_string()))
+                        }
+                    });
                 });
             }
             SourceEffect::NeedManifest => {

@@ -664,6 +664,7 @@ impl Run {
                             self.stage.election.tell(Event::SteppedDown(local));
                         }
                         Decision::Changed(_) => {}
+                        Decision::Failed(reason) => return Err(NodeError::Storage(reason)),
                     }
                 }
                 tokio::select! {
@@ -848,6 +849,10 @@ impl Lead<'_> {
                     Some(Decision::Changed(record)) => self.changed(*record),
                     Some(Decision::Follow { primary }) => self.run.primary = primary,
                     Some(Decision::Lead { .. }) => {}
+                    Some(Decision::Failed(reason)) => {
+                        shared.gate.shut();
+                        return Err(NodeError::Storage(reason));
+                    }
                 },
                 Some(wanted) = self.wanted.recv() => self.wants(wanted).await?,
                 Some(answered) = self.proposals.1.recv() => self.answered(answered),

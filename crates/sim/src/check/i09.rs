@@ -25,7 +25,10 @@ pub(crate) fn committed(oracle: &mut Oracle, me: StoreKey, epoch: Epoch, at: Lsn
     if let Some(last) = last
         && !held.has(&last)
     {
-        return Err(format!("I9: n{} commits {at} in a history without what was committed at {}", me.0, last.end));
+        return Err(format!(
+            "I9: n{} commits {at} in a history without what was committed at {}",
+            me.0, last.end
+        ));
     }
     let from = held.batches.partition_point(|batch| last.is_some_and(|last| batch.end <= last.end));
     let to = held.batches.partition_point(|batch| batch.end <= at);

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use kahawai_election::{Event as Told, Member, Request};
-use kahawai_journal::{BatchView, Batches, JournalReader};
+use kahawai_journal::{BatchView, Batches, Chain, JournalReader};
 use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Peer};
 use kahawai_replication::{
     ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SessionId, SourceEffect, SourceEvent,
@@ -261,9 +261,9 @@ impl Process {
                     self.request(ctx, Request::PutMember { node: replica.node, member });
                 }
             }
-            SourceEffect::NeedChain { at } => {
+            SourceEffect::NeedChain { at, chain } => {
                 let takes = ctx.flush_us(self.index) / 2;
-                self.tell_later(ctx, takes, NodeEvent::Conn { conn, what: ConnEvent::Chain(at) });
+                self.tell_later(ctx, takes, NodeEvent::Conn { conn, what: ConnEvent::Chain(at, chain) });
             }
             SourceEffect::NeedManifest => self.make_manifest(ctx, conn, &replica),
             SourceEffect::Attached { durable } => {
@@ -296,10 +296,19 @@ impl Process {
         false
     }
 
-    pub(super) fn source_chain(&mut self, ctx: &mut Ctx, conn: ConnId, at: Lsn) {
+    pub(super) fn source_chain(&mut self, ctx: &mut Ctx, conn: ConnId, at: Lsn, chain: u64) {
         let Some(leading) = self.leading() else { return };
-        let chain = leading.store.reader().chain_at(at).ok().flatten().map(|chain| chain.0);
-        self.source_step(ctx, conn, SourceEvent::Chain(ChainAt { at, chain }));
+        let reader = leading.store.reader();
+        let busy = |problem| SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, problem));
+        let event = match reader.find_chain(at, Chain(chain)) {
+            _ if at > reader.durable_end() => busy(format!("{at} is not flushed here yet")),
+            Ok(found) => {
+                let file_end = found.file_end.map(|(end, chain)| (end, chain.0));
+                SourceEvent::Chain(ChainAt { at, place: found.place, file_end })
+            }
+            Err(problem) => busy(super::chain(&problem)),
+        };
+        self.source_step(ctx, conn, event);
     }
 
     /// Sends the journal to everybody, as far as windows allow.
