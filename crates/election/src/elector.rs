@@ -177,17 +177,9 @@ impl Elector {
             Event::Presence(result) => self.on_presence(now, result, fx),
             Event::Campaign { id, result } => self.on_campaign(now, id, result, fx),
             Event::Written { op, result } => self.on_written(now, op, result, fx),
-            Event::Local(local) => {
-                let belongs = |local: &Local| (local.cluster_id, local.journal_is_empty);
-                // Until it is open, a store without data looks like one of another cluster.
-                let is_news = belongs(&self.local) != belongs(&local);
-                self.local = local;
-                if is_news && matches!(self.view, View::Refused(_)) {
-                    self.ask_record(fx);
-                }
-            }
+            Event::Local(local) => self.take_local(local, fx),
             Event::SteppedDown(local) => {
-                self.local = local;
+                self.take_local(local, fx);
                 self.finish_stepping_down(true, false, fx);
             }
             Event::StorageFailed => {
@@ -281,6 +273,16 @@ impl Elector {
             // Won by a campaign that was given up before the provider knew.
             (Role::Idle, Ok(_)) => fx.push(Effect::Resign),
             _ => {}
+        }
+    }
+
+    /// Until it is open, a store without data looks like one of another cluster.
+    fn take_local(&mut self, local: Local, fx: &mut Vec<Effect>) {
+        let belongs = |local: &Local| (local.cluster_id, local.journal_is_empty);
+        let is_news = belongs(&self.local) != belongs(&local);
+        self.local = local;
+        if is_news && matches!(self.view, View::Refused(_)) {
+            self.ask_record(fx);
         }
     }
 

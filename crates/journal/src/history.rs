@@ -44,6 +44,15 @@ pub struct EpochStart {
     pub chain_before: Chain,
 }
 
+/// What [`JournalReader::find_chain`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ChainPlace {
+    /// The end of the batch with that chain.
+    pub place: Option<Lsn>,
+    /// Where the file's batches end, with the chain there.
+    pub file_end: Option<(Lsn, Chain)>,
+}
+
 /// A catalog up to a place: what lies behind does not exist.
 #[derive(Debug)]
 pub(crate) struct Until {
@@ -274,6 +283,29 @@ impl JournalReader {
     /// Reads at most the file in question, as long as that is one of ours.
     pub fn chain_at(&self, at: Lsn) -> Result<Option<Chain>, ReadError> {
         chain_before(&self.catalog(), at)
+    }
+
+    /// Looks for a chain in the data file of `at`; where `at` begins a file, in the one before, whose end is the same place. Reads
+    /// that file.
+    pub fn find_chain(&self, at: Lsn, chain: Chain) -> Result<ChainPlace, ReadError> {
+        let mut found = ChainPlace::default();
+        let file = match at.offset() {
+            0 => unpoison(self.shared.used.read()).range(..at.file()).next_back().copied(),
+            _ => Some(at.file()),
+        };
+        let Some(file) = file.filter(|&file| self.has_file(file)) else { return Ok(found) };
+        for batch in self.batches(Location::new(file, 0).lsn()) {
+            let batch = batch?;
+            if batch.lsn.file() != file {
+                break;
+            }
+            let Some(after) = batch.chain else { continue };
+            found.file_end = Some((batch.end(), after));
+            if after == chain {
+                found.place = Some(batch.end());
+            }
+        }
+        Ok(found)
     }
 
     /// Which epochs wrote this journal, ascending, as far as it is durable. Looks at the first bytes of every file, and

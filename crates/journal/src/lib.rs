@@ -47,7 +47,7 @@ pub use format::{
     Control, END_MARK, EpochMarker, MAGIC, NODE_ID_BYTES_MAX, Problem, RECORD_HEADER_BYTES,
     STAMP_RECORD_BYTES, Stamp, Trace, data_file_id, data_file_name,
 };
-pub use history::{EPOCHS_FILE, EpochStart, record_epochs};
+pub use history::{ChainPlace, EPOCHS_FILE, EpochStart, record_epochs};
 pub use journal::{EpochError, Journal, NewEpoch, RetireError};
 pub use open::{CutTail, DIVERGENT_BYTES_MAX, DIVERGENT_DIRECTORY, DataFile, OpenError, Recovery};
 pub use options::{FILE_BYTES_MAX, FILE_BYTES_MIN, JournalOptions, KnownPositions};

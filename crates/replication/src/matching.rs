@@ -5,7 +5,8 @@
 //! before it; it is computed, not searched. Chains that differ there are damage, and damage is never cut.
 //!
 //! The end of a file and the start of the next are one place with two numbers. Equal chains tell: the chain covers the position
-//! of every batch.
+//! of every batch. Where a reign ended is known as the start of the next, which may be the start of a file although another
+//! journal goes on in the file before: then the primary looks into that file for the replica's chain.
 
 use std::hash::{Hash, Hasher};
 
@@ -114,13 +115,15 @@ impl ReplicaLog {
     }
 }
 
-/// The chain of the primary's own journal at a position.
+/// What the primary's own journal has in the data file of a position; where that begins a file, in the one before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChainAt {
-    /// Where.
+    /// The position.
     pub at: Lsn,
-    /// `None`: no batch begins or ends there.
-    pub chain: Option<u64>,
+    /// The end of the batch that has the chain which was asked for.
+    pub place: Option<Lsn>,
+    /// Where the file's batches end, with the chain there.
+    pub file_end: Option<(Lsn, u64)>,
 }
 
 /// A point up to which both journals are the same.
@@ -137,10 +140,12 @@ pub struct Common {
 /// What follows.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Match {
-    /// Ask again with the chain of the primary's journal at this position.
+    /// Ask again with what the primary's journal has there.
     NeedChain {
-        /// Where.
+        /// In which data file to look.
         at: Lsn,
+        /// For what.
+        chain: u64,
     },
     /// The replica has nothing else: the stream goes on from here.
     StreamFrom(Common),
@@ -182,30 +187,47 @@ pub fn decide(primary: &PrimaryLog, replica: &ReplicaLog, answer: Option<ChainAt
         let common = Common { lsn: ours.lsn, epoch, chain: ours.chain };
         return attach(primary, common, theirs.is_end, timing);
     }
-    if ours.lsn < theirs.lsn {
-        if ours.is_end && epoch == primary.history.newest() {
-            let text = format!("you have more of epoch {epoch}, which is ours, than we had when you came");
-            return Match::Refuse(ErrorFrame::new(ErrorCode::Busy, text));
-        }
-        return attach(primary, Common { lsn: ours.lsn, epoch, chain: ours.chain }, false, timing);
+    if ours.lsn < theirs.lsn && ours.is_end && epoch == primary.history.newest() {
+        let text = format!("you have more of epoch {epoch}, which is ours, than we had when you came");
+        return Match::Refuse(ErrorFrame::new(ErrorCode::Busy, text));
     }
+    let end_of_ours = Common { lsn: ours.lsn, epoch, chain: ours.chain };
+    if ours.lsn < theirs.lsn && ours.lsn.offset() > 0 && theirs.lsn.offset() > 0 {
+        return attach(primary, end_of_ours, false, timing);
+    }
+    let at = ours.lsn.min(theirs.lsn);
     let common = Common { lsn: theirs.lsn, epoch, chain: theirs.chain };
-    if common.lsn.file() < primary.contiguous_from {
+    if at.file() < primary.contiguous_from {
+        if ours.lsn < theirs.lsn {
+            return attach(primary, end_of_ours, false, timing);
+        }
         // Nothing can lie between the replica's end and our first file if the chains are the same.
         let lsn = if theirs.chain == primary.chain_before { first } else { common.lsn };
         return attach(primary, Common { lsn, ..common }, theirs.is_end, timing);
     }
-    match answer.filter(|answer| answer.at == common.lsn) {
-        None => Match::NeedChain { at: common.lsn },
-        Some(ChainAt { chain, .. }) if chain == Some(common.chain) => {
-            attach(primary, common, theirs.is_end, timing)
+    if at == first {
+        // What to look into is no longer there.
+        return match theirs.chain == primary.chain_before {
+            true => attach(primary, Common { lsn: first, ..common }, theirs.is_end, timing),
+            false if ours.lsn < theirs.lsn => attach(primary, end_of_ours, false, timing),
+            false => Match::Bulk(common),
+        };
+    }
+    let Some(ChainAt { place, file_end, .. }) = answer.filter(|answer| answer.at == at) else {
+        return Match::NeedChain { at, chain: theirs.chain };
+    };
+    match (place, file_end) {
+        (Some(lsn), _) if lsn == theirs.lsn || theirs.lsn.offset() == 0 => {
+            attach(primary, Common { lsn, ..common }, theirs.is_end, timing)
         }
-        Some(_) => Match::Refuse(ErrorFrame::new(
+        // Our reign ended where this file does, and the replica went on in it.
+        (None, Some((lsn, chain))) if chain == ours.chain && lsn < theirs.lsn => {
+            attach(primary, Common { lsn, ..end_of_ours }, false, timing)
+        }
+        (None, _) if ours.lsn < theirs.lsn => attach(primary, end_of_ours, false, timing),
+        _ => Match::Refuse(ErrorFrame::new(
             ErrorCode::Corrupt,
-            format!(
-                "the journals differ before {} although epoch {epoch} is in both: one is damaged",
-                common.lsn
-            ),
+            format!("the journals differ before {at} although epoch {epoch} is in both: one is damaged"),
         )),
     }
 }

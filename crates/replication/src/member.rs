@@ -49,6 +49,8 @@ pub(crate) struct Member {
     pub(crate) link: Link,
     /// Of those that counted.
     pub(crate) newest_session: Option<SessionId>,
+    /// The process that attached last.
+    pub(crate) last_boot: Option<BootId>,
     /// Flushed of our log, as it confirmed in this epoch. Stays when the session breaks: what is flushed stays.
     pub(crate) durable: Lsn,
     pub(crate) applied: Lsn,
@@ -79,6 +81,7 @@ impl Member {
             id,
             link: Link::Absent { since: now },
             newest_session: None,
+            last_boot: None,
             durable: Lsn::ZERO,
             applied: Lsn::ZERO,
             recorded: false,

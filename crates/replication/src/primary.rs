@@ -499,6 +499,10 @@ impl Primary {
             return effects.push(PrimaryEffect::Refuse { session, refusal: Refusal::Superseded });
         }
         member.newest_session = Some(session);
+        if member.has_lost(durable) && member.last_boot == Some(boot) {
+            // A process loses nothing while it lives: it said so on an earlier connection, and that was long under way.
+            return effects.push(PrimaryEffect::Refuse { session, refusal: Refusal::Superseded });
+        }
         if let Link::Up { session: older, .. } = member.link {
             effects.push(PrimaryEffect::Refuse { session: older, refusal: Refusal::Superseded });
         }
@@ -509,6 +513,7 @@ impl Primary {
             effects.push(PrimaryEffect::Refuse { session, refusal });
         } else {
             member.link = Link::Up { since: now, session, boot };
+            member.last_boot = Some(boot);
             member.quit();
             member.advance(now, durable, end);
         }

@@ -66,10 +66,12 @@ pub enum SourceEffect {
         /// For clients.
         clients: Vec<String>,
     },
-    /// Read the chain of our journal there, and answer with [`SourceEvent::Chain`].
+    /// Look into our journal, and answer with [`SourceEvent::Chain`].
     NeedChain {
-        /// A batch boundary, if all is well.
+        /// In the data file of this position; where it begins one, in the one before.
         at: Lsn,
+        /// For this chain.
+        chain: u64,
     },
     /// Pin the sealed files and answer with [`SourceEvent::Manifest`].
     NeedManifest,
@@ -339,8 +341,8 @@ impl SourceSession {
         };
         let durable = *durable;
         let (mode, common) = match decide(&self.options.log, replica, answer, &self.options.timing) {
-            Match::NeedChain { at } => {
-                effects.push(SourceEffect::NeedChain { at });
+            Match::NeedChain { at, chain } => {
+                effects.push(SourceEffect::NeedChain { at, chain });
                 return Ok(());
             }
             Match::StreamFrom(common) => (AttachMode::StreamFrom, common),

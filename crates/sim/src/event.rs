@@ -128,7 +128,7 @@ pub(crate) enum ConnEvent {
     /// An answer for the session.
     Source(Box<SourceEvent>),
     /// The chain of our journal is read.
-    Chain(Lsn),
+    Chain(Lsn, u64),
     /// The transfer connection goes on.
     Transfer,
 }

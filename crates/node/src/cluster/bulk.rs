@@ -775,6 +775,7 @@ impl From<io::Error> for Trouble {
 pub(crate) fn keep_manifest(files: &Arc<dyn Files>, manifest: &SyncManifest) -> io::Result<()> {
     let mut out = BytesMut::new();
     Frame::SyncManifest(manifest.clone()).encode(&mut out);
+    // All of it or none: a store that is being changed cannot be opened without.
     replace_file(files, MANIFEST_FILE, &out)
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kahawai_election::{Event, Member, Request};
-use kahawai_journal::{Batches, JournalReader, ReadError};
+use kahawai_journal::{Batches, Chain, JournalReader, ReadError};
 use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Peer};
 use kahawai_replication::{
     ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SourceEffect, SourceEvent, SourceOptions,
@@ -199,6 +199,15 @@ fn contiguous(files: &[u32], newest: u32) -> u32 {
     first
 }
 
+/// What our journal has of a replica's.
+fn find_chain(reader: &JournalReader, at: Lsn, chain: u64) -> Result<ChainAt, String> {
+    if at > reader.durable_end() {
+        return Err(format!("{at} is not flushed here yet"));
+    }
+    let found = reader.find_chain(at, Chain(chain)).map_err(|problem| crate::chain(&problem))?;
+    Ok(ChainAt { at, place: found.place, file_end: found.file_end.map(|(end, chain)| (end, chain.0)) })
+}
+
 struct Hearing {
     feeding: Arc<Feeding>,
     reign: Arc<Reign>,
@@ -340,12 +349,16 @@ impl Hearing {
                     self.feeding.election.ask(Request::PutMember { node: replica.node, member });
                 }
             }
-            SourceEffect::NeedChain { at } => {
+            SourceEffect::NeedChain { at, chain } => {
                 let (reader, answer) = (self.reign.reader(), answer.clone());
                 tokio::spawn(async move {
-                    let read = spawn_blocking(move || reader.chain_at(at)).await;
-                    let chain = read.ok().and_then(Result::ok).flatten().map(|chain| chain.0);
-                    let _ = answer.send(SourceEvent::Chain(ChainAt { at, chain }));
+                    let _ = answer.send(match spawn_blocking(move || find_chain(&reader, at, chain)).await {
+                        Ok(Ok(found)) => SourceEvent::Chain(found),
+                        Ok(Err(problem)) => SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, problem)),
+                        Err(failed) => {
+                            SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, failed.to_string()))
+                        }
+                    });
                 });
             }
             SourceEffect::NeedManifest => {
@@ -504,6 +517,8 @@ async fn feed(
 
 /// Reads what is no longer in the ring.
 struct FromFiles {
+    /// Where the next batch follows.
+    at: Lsn,
     batches: Batches,
     ahead: Option<kahawai_journal::BatchView>,
     /// Before the next batch, where it does not say so itself.
@@ -515,7 +530,7 @@ type Piece = (Lsn, u64, Lsn, Bytes);
 impl FromFiles {
     fn new(reader: &JournalReader, at: Lsn) -> Self {
         let chain = reader.chain_at(at).ok().flatten().map(|chain| chain.0);
-        Self { batches: reader.batches(at), ahead: None, chain }
+        Self { at, batches: reader.batches(at), ahead: None, chain }
     }
 
     /// Whole batches that follow each other in one file.
@@ -537,7 +552,7 @@ impl FromFiles {
         let prev_chain = first.stamp.as_ref().map(|stamp| stamp.prev_chain.0).or(self.chain);
         let prev_chain = prev_chain.ok_or_else(|| format!("the chain before {start} is not known"))?;
         // Files go as soon as nobody in sync needs them.
-        if self.chain.is_some_and(|chain| chain != prev_chain) {
+        if start != self.at && self.chain != Some(prev_chain) {
             return Err(format!("data files before {start} were deleted, whoever lacks them synchronises"));
         }
         let mut end = first.end();
@@ -553,6 +568,7 @@ impl FromFiles {
             self.chain = next.chain.map(|chain| chain.0);
             body.extend_from_slice(&next.bytes);
         }
+        self.at = end;
         Ok(Some((start, prev_chain, end, body.freeze())))
     }
 }

@@ -1,7 +1,7 @@
 //! A journal without contents: positions, reigns and chains.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kahawai_replication::EpochHistory;
+use kahawai_replication::{ChainAt, EpochHistory};
 use kahawai_testkit::Random;
 use kahawai_types::{Epoch, Location, Lsn};
 
@@ -59,7 +59,13 @@ impl Log {
         let end = self.end();
         let start = match end.offset() {
             _ if end == Lsn::ZERO => Location::new(1, 0).lsn(),
-            offset if offset >= BATCH_BYTES * FILE_BATCHES => Location::new(end.file() + 1, 0).lsn(),
+            // What does not fit begins the next file: a new reign's first batch may be as large as any.
+            offset
+                if offset >= BATCH_BYTES * FILE_BATCHES
+                    || (epoch.0 % 2 == 0 && self.batches.last().is_some_and(|last| last.epoch < epoch)) =>
+            {
+                Location::new(end.file() + 1, 0).lsn()
+            }
             _ => end,
         };
         let prev_chain = self.chain();
@@ -81,6 +87,18 @@ impl Log {
 
     pub fn chain_at(&self, at: Lsn) -> Option<u64> {
         Some(self.index_of(at)?.checked_sub(1).map_or(0, |last| self.batches[last].chain))
+    }
+
+    /// What a primary finds when it looks for a chain.
+    pub fn find(&self, at: Lsn, chain: u64) -> ChainAt {
+        let before = self.batches.iter().filter(|batch| batch.start < at).map(|batch| batch.start.file());
+        let file = if at.offset() == 0 { before.max().unwrap_or(0) } else { at.file() };
+        let inside = || self.batches.iter().filter(|batch| batch.start.file() == file);
+        ChainAt {
+            at,
+            place: inside().find(|batch| batch.chain == chain).map(Batch::end),
+            file_end: inside().next_back().map(|batch| (batch.end(), batch.chain)),
+        }
     }
 
     pub fn history(&self) -> EpochHistory {

@@ -55,8 +55,8 @@ fn primary_log(log: &Log, contiguous_from: u32) -> PrimaryLog {
 /// Asks, and answers what is asked.
 fn ask(primary: &PrimaryLog, log: &Log, replica: &ReplicaLog) -> Match {
     match decide(primary, replica, None, &timing()) {
-        Match::NeedChain { at } => {
-            let again = decide(primary, replica, Some(ChainAt { at, chain: log.chain_at(at) }), &timing());
+        Match::NeedChain { at, chain } => {
+            let again = decide(primary, replica, Some(log.find(at, chain)), &timing());
             assert!(!matches!(again, Match::NeedChain { .. }));
             again
         }

@@ -347,6 +347,29 @@ fn whoever_has_lost_what_it_had_flushed_counts_no_more_and_stays_out() {
 }
 
 #[test]
+fn what_a_process_said_long_ago_is_no_loss() {
+    let mut reign = Reign::active("p", 0);
+    let replica = id("c");
+    let mut connect = |session, boot, durable| {
+        let (session, boot) = (SessionId(session), BootId(boot));
+        reign.step(PrimaryEvent::Connected { replica: &replica, boot, session, durable: at(durable) });
+        reign.wanted()
+    };
+    connect(1, 1, 500);
+    // On a connection that it gave up before.
+    let late = connect(2, 1, 400);
+    assert_eq!(late, [PrimaryEffect::Refuse { session: SessionId(2), refusal: Refusal::Superseded }]);
+    reign.disconnect('\u{1}', false);
+    let refusal = Refusal::Corrupt { acked: at(500), durable: at(400) };
+    let mut connect = |session, boot, durable| {
+        let (session, boot) = (SessionId(session), BootId(boot));
+        reign.step(PrimaryEvent::Connected { replica: &replica, boot, session, durable: at(durable) });
+        reign.wanted()
+    };
+    assert!(connect(3, 2, 400).contains(&PrimaryEffect::Refuse { session: SessionId(3), refusal }));
+}
+
+#[test]
 fn a_file_s_start_and_the_end_before_it_are_no_step_back() {
     let mut reign = Reign::active("p", 0);
     let (replica, boot, session) = (id("c"), BootId(1), SessionId(1));

@@ -660,9 +660,9 @@ impl World {
                         connection.to_replica.push_back(frame);
                     }
                 }
-                SourceEffect::NeedChain { at } => {
-                    let chain = self.nodes[primary].log.chain_at(at);
-                    self.source_event(id, SourceEvent::Chain(ChainAt { at, chain }))?;
+                SourceEffect::NeedChain { at, chain } => {
+                    let found = self.nodes[primary].log.find(at, chain);
+                    self.source_event(id, SourceEvent::Chain(found))?;
                 }
                 SourceEffect::Attached { durable } => {
                     let replica = self.nodes[replica].id.clone();

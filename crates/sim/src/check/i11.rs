@@ -9,6 +9,9 @@ use crate::ctx::Ctx;
 
 /// A journal is about to be cut.
 pub(crate) fn truncating(ctx: &mut Ctx, index: usize, identity: &Identity, to: Lsn, unclean: bool) {
+    if let Some(held) = ctx.oracle.held.get_mut(&key(index, identity)) {
+        held.cut_to = Some(to);
+    }
     if unclean {
         return;
     }

@@ -61,6 +61,8 @@ pub(crate) struct Held {
     pub(crate) batches: Vec<Batch>,
     /// Other files were put in place: what there is, is read when the store is opened.
     pub(crate) is_new: bool,
+    /// It was to be cut there. Whatever interrupted that, the next start may finish it.
+    pub(crate) cut_to: Option<Lsn>,
 }
 
 /// The last of `batches` that ends at or before a place.
@@ -179,6 +181,11 @@ pub(crate) fn opened(ctx: &mut Ctx, index: usize, identity: &Identity, opened: &
     let held = oracle.held.entry(key).or_default();
     if std::mem::take(&mut held.is_new) {
         held.batches.clear();
+    }
+    if let Some(to) = held.cut_to.take()
+        && end < held.end()
+    {
+        held.batches.retain(|batch| batch.start < to);
     }
     let expected = held.end();
     if end < expected {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use kahawai_env::{File, Files, OpenMode, read_full_at};
-use kahawai_journal::{Chain, INCOMING_DIRECTORY, JournalReader, SealedFile, verify_file};
+use kahawai_journal::{Chain, INCOMING_DIRECTORY, JournalReader, SealedFile, replace_file, verify_file};
 use kahawai_kdbr::{
     CHUNK_BYTES_MAX, Decoder, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse,
     Frame, ManifestFile, Role as Purpose, SyncId, SyncManifest, TransferStatus,
@@ -63,11 +63,8 @@ pub(crate) fn sealed(manifest: &SyncManifest) -> Vec<SealedFile> {
 pub(crate) fn keep_manifest(files: &Arc<dyn Files>, manifest: &SyncManifest) -> io::Result<()> {
     let mut out = BytesMut::new();
     Frame::SyncManifest(manifest.clone()).encode(&mut out);
-    let file = files.open(MANIFEST_FILE, OpenMode::Write)?;
-    file.set_len(0)?;
-    file.write_at(&out, 0)?;
-    file.sync_all()?;
-    files.sync_directory(INCOMING_DIRECTORY)
+    // All of it or none: a store that is being changed cannot be opened without.
+    replace_file(files, MANIFEST_FILE, &out)
 }
 
 /// What was being installed when the process ended.

@@ -110,8 +110,7 @@ impl Process {
             Effect::Publish(presence) => self.electing.provider.publish(presence),
             Effect::Save(bytes) => {
                 if let Err(problem) = kahawai_store::save_record(&self.files, &bytes) {
-                    ctx.say(self.index, || format!("the record could not be kept: {problem}"));
-                    self.tell(ctx, Told::StorageFailed);
+                    self.fail(ctx, format!("the record could not be kept: {problem}"));
                 }
             }
             Effect::Lead { epoch, record, unclean } => {

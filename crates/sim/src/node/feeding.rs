@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use kahawai_election::{Event as Told, Member, Request};
-use kahawai_journal::{BatchView, Batches, JournalReader};
+use kahawai_journal::{BatchView, Batches, Chain, JournalReader};
 use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Peer};
 use kahawai_replication::{
     ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SessionId, SourceEffect, SourceEvent,
@@ -261,9 +261,9 @@ impl Process {
                     self.request(ctx, Request::PutMember { node: replica.node, member });
                 }
             }
-            SourceEffect::NeedChain { at } => {
+            SourceEffect::NeedChain { at, chain } => {
                 let takes = ctx.flush_us(self.index) / 2;
-                self.tell_later(ctx, takes, NodeEvent::Conn { conn, what: ConnEvent::Chain(at) });
+                self.tell_later(ctx, takes, NodeEvent::Conn { conn, what: ConnEvent::Chain(at, chain) });
             }
             SourceEffect::NeedManifest => self.make_manifest(ctx, conn, &replica),
             SourceEffect::Attached { durable } => {
@@ -296,10 +296,19 @@ impl Process {
         false
     }
 
-    pub(super) fn source_chain(&mut self, ctx: &mut Ctx, conn: ConnId, at: Lsn) {
+    pub(super) fn source_chain(&mut self, ctx: &mut Ctx, conn: ConnId, at: Lsn, chain: u64) {
         let Some(leading) = self.leading() else { return };
-        let chain = leading.store.reader().chain_at(at).ok().flatten().map(|chain| chain.0);
-        self.source_step(ctx, conn, SourceEvent::Chain(ChainAt { at, chain }));
+        let reader = leading.store.reader();
+        let busy = |problem| SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, problem));
+        let event = match reader.find_chain(at, Chain(chain)) {
+            _ if at > reader.durable_end() => busy(format!("{at} is not flushed here yet")),
+            Ok(found) => {
+                let file_end = found.file_end.map(|(end, chain)| (end, chain.0));
+                SourceEvent::Chain(ChainAt { at, place: found.place, file_end })
+            }
+            Err(problem) => busy(super::chain(&problem)),
+        };
+        self.source_step(ctx, conn, event);
     }
 
     /// Sends the journal to everybody, as far as windows allow.
@@ -381,6 +390,8 @@ impl Process {
 
 /// Reads what is no longer in the ring.
 struct FromFiles {
+    /// Where the next batch follows.
+    at: Lsn,
     batches: Batches,
     ahead: Option<BatchView>,
     /// Before the next batch, where it does not say so itself.
@@ -390,7 +401,7 @@ struct FromFiles {
 impl FromFiles {
     fn new(reader: &JournalReader, at: Lsn) -> Self {
         let chain = reader.chain_at(at).ok().flatten().map(|chain| chain.0);
-        Self { batches: reader.batches(at), ahead: None, chain }
+        Self { at, batches: reader.batches(at), ahead: None, chain }
     }
 
     fn batch(&mut self) -> Result<Option<BatchView>, String> {
@@ -407,7 +418,7 @@ impl FromFiles {
         let prev_chain = first.stamp.as_ref().map(|stamp| stamp.prev_chain.0).or(self.chain);
         let prev_chain = prev_chain.ok_or_else(|| format!("the chain before {start} is not known"))?;
         // Files go as soon as nobody in sync needs them.
-        if self.chain.is_some_and(|chain| chain != prev_chain) {
+        if start != self.at && self.chain != Some(prev_chain) {
             return Err(format!("data files before {start} were deleted, whoever lacks them synchronises"));
         }
         let mut end = first.end();
@@ -423,6 +434,7 @@ impl FromFiles {
             self.chain = next.chain.map(|chain| chain.0);
             body.extend_from_slice(&next.bytes);
         }
+        self.at = end;
         Ok(Some((start, prev_chain, end, body.freeze())))
     }
 }

@@ -120,7 +120,7 @@ impl Process {
             ConnEvent::SourceTick => self.source_tick(ctx, conn),
             ConnEvent::Announce => self.announce(ctx, conn),
             ConnEvent::Source(event) => self.source_step(ctx, conn, *event),
-            ConnEvent::Chain(at) => self.source_chain(ctx, conn, at),
+            ConnEvent::Chain(at, chain) => self.source_chain(ctx, conn, at, chain),
             ConnEvent::Transfer => self.transfer_silent(ctx, conn),
         }
     }
