@@ -184,7 +184,11 @@ pub fn decide(primary: &PrimaryLog, replica: &ReplicaLog, answer: Option<ChainAt
     }
     let (epoch, ours, theirs) = newest_shared(primary, replica);
     if ours.chain == theirs.chain {
-        let common = Common { lsn: ours.lsn, epoch, chain: ours.chain };
+        // Perhaps by two numbers. The end of a file is in both journals, the start of the next may be in one only; but who drops
+        // nothing may go on with a file that it does not have yet.
+        let both = ours.lsn.min(theirs.lsn);
+        let is_gone = theirs.is_end && both.file() < primary.contiguous_from;
+        let common = Common { lsn: if is_gone { ours.lsn } else { both }, epoch, chain: ours.chain };
         return attach(primary, common, theirs.is_end, timing);
     }
     if ours.lsn < theirs.lsn && ours.is_end && epoch == primary.history.newest() {
@@ -209,8 +213,8 @@ pub fn decide(primary: &PrimaryLog, replica: &ReplicaLog, answer: Option<ChainAt
         // What to look into is no longer there.
         return match theirs.chain == primary.chain_before {
             true => attach(primary, Common { lsn: first, ..common }, theirs.is_end, timing),
-            false if ours.lsn < theirs.lsn => attach(primary, end_of_ours, false, timing),
-            false => Match::Bulk(common),
+            // Nor is it known where in its own file the replica would have to cut.
+            false => Match::Bulk(Common { lsn: ours.lsn.min(theirs.lsn), ..common }),
         };
     }
     let Some(ChainAt { place, file_end, .. }) = answer.filter(|answer| answer.at == at) else {
