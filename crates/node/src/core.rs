@@ -38,6 +38,8 @@ pub struct Core {
     wake: Vec<Arc<Outbox>>,
     errands: Vec<Errand>,
     again: bool,
+    /// The broker has left something for its next tick, and wants it soon.
+    pub tick_asked: bool,
     failed: Option<String>,
 }
 
@@ -106,7 +108,7 @@ impl Core {
                 }
                 Effect::Scan(request) => self.errands.push(Errand::Scan(request)),
                 Effect::Load(request) => self.errands.push(Errand::Load(request)),
-                Effect::Continue => self.again = true,
+                Effect::Continue => (self.again, self.tick_asked) = (true, true),
             }
         }
     }
@@ -220,6 +222,7 @@ impl Shared {
             wake: Vec::new(),
             errands: Vec::new(),
             again: false,
+            tick_asked: false,
             failed: None,
         };
         let shared = Self {

@@ -168,7 +168,7 @@ pub fn applier(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
             let now = shared.now();
             let result = shared.with(|core| {
                 let more = core.apply(now, commit, APPLY_MAX);
-                if now >= next_tick {
+                if std::mem::take(&mut core.tick_asked) || now >= next_tick {
                     let wanted = core.broker.tick(now, &mut core.store, &mut core.effects);
                     let wanted = core.check(wanted).flatten();
                     next_tick = wanted.unwrap_or(i64::MAX).clamp(now, now + TICK.as_millis() as i64);
@@ -335,4 +335,82 @@ pub fn upkeep(
             retire(&journal, retired, |file| shared.with(|core| core.store.retired(file)));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use kahawai_broker::{Broker, Options};
+    use kahawai_env::{Files, OsEntropy};
+    use kahawai_message::Destination;
+    use kahawai_message::front::{ConnectionInfo, ConsumerNumber, Request, Subscribe};
+    use kahawai_store::OpenOptions;
+    use kahawai_testkit::{ManualClock, MemoryFiles};
+
+    use super::*;
+    use crate::outbox::Outbox;
+
+    fn subscribe(consumer: u32, destination: Destination) -> Request {
+        Request::Subscribe(Box::new(Subscribe {
+            consumer: ConsumerNumber(consumer),
+            destination,
+            selector: None,
+            prefetch: 100,
+            durable_name: None,
+            no_local: false,
+            exclusive: false,
+            priority: 0,
+            retroactive: false,
+            browser: false,
+            auto_ack: false,
+        }))
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_in_a_call_does_not_wait_for_the_clock() {
+        const COUNT: usize = 10;
+        let files: Arc<dyn Files> = Arc::new(MemoryFiles::new());
+        let opened =
+            kahawai_store::open(&files, &OsEntropy, &OpenOptions::default()).expect("an empty store");
+        let mut options = Options::default();
+        options.limits.steps_per_call_max = 2;
+        // It stands still: no tick comes because it is due, except for the very first.
+        let clock = Arc::new(ManualClock::default());
+        let (shared, _errands) = Shared::new(Broker::new(options), opened.store, files, clock);
+        let thread = applier(&shared).expect("a thread");
+        let outbox = Arc::new(Outbox::default());
+        let connection = shared.with(|core| {
+            let connection = core.broker.connect(ConnectionInfo::default()).expect("it is the first");
+            core.register(connection, Arc::clone(&outbox));
+            connection
+        });
+        // The first round may have that first tick.
+        for round in 1..=2 {
+            shared.with(|core| {
+                let mut request = |request| {
+                    let core = &mut *core;
+                    let taken =
+                        core.broker.request(0, connection, request, &mut core.store, &mut core.effects);
+                    taken.expect("it is allowed");
+                };
+                let queue = Destination::queue(format!("Q{round}"));
+                for _ in 0..COUNT {
+                    let message = Message { destination: queue.clone(), ..Message::default() };
+                    request(Request::Send { message, transaction: None });
+                }
+                request(subscribe(round, queue));
+            });
+            let (mut came, mut items) = (0, Vec::new());
+            while came < COUNT {
+                let signal =
+                    tokio::time::timeout(Duration::from_secs(20), poll_fn(|cx| outbox.signal.poll(cx)));
+                signal.await.expect("the rest of the deliveries");
+                outbox.take(&mut items);
+                came += items.drain(..).count();
+            }
+        }
+        shared.stop();
+        thread.join().expect("the applier ends");
+    }
 }

@@ -4,15 +4,20 @@
 //! memory. Whatever happens comes from one seed; the same seed gives the same run on every machine.
 
 mod check;
+pub mod clients;
 mod clock;
 mod ctx;
 mod event;
 mod faults;
+pub mod history;
 mod net;
 mod node;
 mod options;
 mod queue;
+pub mod service;
 mod trace;
+mod visitors;
+pub mod wire;
 mod world;
 
 pub use check::Counts;

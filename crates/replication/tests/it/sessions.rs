@@ -404,7 +404,7 @@ fn a_replica_that_lags_is_asked_for_and_matched_by_the_chain_of_our_journal() {
     let mut session = source(&ours, 100);
     let effects = feed_source(&mut session, init(&theirs));
     assert_eq!(effects[1..], [SourceEffect::NeedChain { at: theirs.end(), chain: theirs.chain() }]);
-    let answer = log.find(theirs.end(), theirs.chain());
+    let answer = ours.find(theirs.end(), theirs.chain());
     let effects = feed_source(&mut session, SourceEvent::Chain(answer));
     let end = theirs.end();
     assert_eq!(effects[1..], [SourceEffect::Attached { durable: end }, SourceEffect::StreamFrom(end)]);
