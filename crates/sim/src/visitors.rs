@@ -13,7 +13,6 @@ pub(crate) struct Line {
     /// Never used twice.
     pub(crate) number: u32,
     pub(crate) node: usize,
-    pub(crate) life: u32,
     /// The last that is under way, in either direction.
     last_in: Micros,
     last_out: Micros,
@@ -67,7 +66,7 @@ impl Visitors {
             match effect {
                 ClientEffect::Connect { client, node } => {
                     self.last += 1;
-                    let line = Line { number: self.last, node, life: 0, last_in: 0, last_out: 0 };
+                    let line = Line { number: self.last, node, last_in: 0, last_out: 0 };
                     if let Some(place) = self.lines.get_mut(client.0 as usize) {
                         *place = Some(line);
                     }

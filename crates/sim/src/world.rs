@@ -99,15 +99,7 @@ impl World {
         let shape = shape(&options, &mut random);
         let mut ctx = Ctx::new(options.seed, shape, options.verbose);
         let nodes = (0..options.nodes)
-            .map(|index| Node {
-                index,
-                disk: MemoryFiles::new(),
-                life: 0,
-                process: None,
-                paused_until: 0,
-                is_damaged: false,
-                failed_starts: 0,
-            })
+            .map(|index| Node { index, disk: MemoryFiles::new(), life: 0, process: None, paused_until: 0 })
             .collect();
         for node in 0..options.nodes {
             let at = random.below(100 * MS);
@@ -126,16 +118,8 @@ impl World {
         visitors.begin(&mut ctx);
         let fault_us = 30 * MS + random.below(1_500 * MS);
         ctx.at(500 * MS, Event::Fault);
-        let world = Self {
-            ctx,
-            nodes,
-            options,
-            arrivals: Vec::new(),
-            steps: 0,
-            is_calm: false,
-            visitors,
-            fault_us,
-        };
+        let world =
+            Self { ctx, nodes, options, arrivals: Vec::new(), steps: 0, is_calm: false, visitors, fault_us };
         if world.ctx.mutated(Mutation::AckBeforeFlush) {
             world.nodes.iter().for_each(|node| node.disk.lie());
         }
@@ -144,9 +128,12 @@ impl World {
 
     /// Runs all of it.
     pub(crate) fn run(mut self) -> Outcome {
-        while self.steps < self.options.steps && self.ctx.violation.is_none() && self.step() {}
-        if self.ctx.violation.is_none() {
-            self.calm_down();
+        // A panic of the product is a finding, and the trace up to it is wanted.
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run_through()));
+        if let Err(panic) = ran {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+            self.ctx.violate(format!("PANIC: {text}"));
         }
         Outcome {
             hash: self.ctx.trace.hash(),
@@ -155,6 +142,13 @@ impl World {
             counts: self.ctx.oracle.counts,
             violation: self.ctx.violation.take(),
             trace: self.ctx.trace.take(),
+        }
+    }
+
+    fn run_through(&mut self) {
+        while self.steps < self.options.steps && self.ctx.violation.is_none() && self.step() {}
+        if self.ctx.violation.is_none() {
+            self.calm_down();
         }
     }
 
@@ -241,7 +235,7 @@ impl World {
             Event::ToClient { client, line, what } => {
                 self.visitors.arrived(&mut self.ctx, client, line, *what);
             }
-            Event::ToNode { node, client, line, what } => self.to_node(node, client, line, what),
+            Event::ToNode { node, client, line, what } => self.client_says(node, client, line, what),
             Event::Audit => {
                 check::full(&mut self.ctx, &self.nodes);
                 self.look_at_history();
@@ -398,7 +392,7 @@ impl World {
         }
     }
 
-    fn to_node(&mut self, index: usize, client: ClientId, line: u32, what: Box<ToNode>) {
+    fn client_says(&mut self, index: usize, client: ClientId, line: u32, what: Box<ToNode>) {
         let Some(node) = self.nodes.get_mut(index) else { return };
         if node.process.is_some() && node.paused_until > self.ctx.now {
             return self.ctx.queue.push(node.paused_until, Event::ToNode { node: index, client, line, what });

@@ -8,7 +8,9 @@ use crate::node::Process;
 pub(crate) fn answers(process: &Process) -> Result<(), String> {
     match &process.failed {
         None => Ok(()),
-        Some(reason) => Err(format!("I15: n{} answers clients after its storage failed: {reason}", process.index)),
+        Some(reason) => {
+            Err(format!("I15: n{} answers clients after its storage failed: {reason}", process.index))
+        }
     }
 }
 

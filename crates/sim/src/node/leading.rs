@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kahawai_election::{ClusterRecord, Event as Told, PrimaryRef, Request};
+use kahawai_election::{ClusterRecord, PrimaryRef, Request};
 use kahawai_journal::{NewEpoch, Preparer, SealedBatch, Writer};
 use kahawai_kdbr::ErrorFrame;
 use kahawai_message::storage::Storage;
@@ -94,8 +94,8 @@ pub(crate) struct Leading {
 impl Leading {
     /// May anything leave for clients?
     pub(crate) fn gate_is_open(&self, ctx: &Ctx, node: usize) -> bool {
-        ctx.mutated(Mutation::GateNotChecked) && self.gate_until != 0
-            || self.gate_until != 0 && ctx.local_ms(node) < self.gate_until
+        let is_in_time = ctx.local_ms(node) < self.gate_until || ctx.mutated(Mutation::GateNotChecked);
+        self.gate_until != 0 && is_in_time
     }
 
     /// The deadline that the gate was given; 0 = it is shut for good.
