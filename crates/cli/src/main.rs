@@ -4,6 +4,7 @@ mod clients;
 mod cluster;
 mod run;
 mod show;
+mod simulate;
 mod store;
 
 use std::io::IsTerminal;
@@ -45,15 +46,22 @@ enum Command {
     Browse(clients::BrowseArgs),
     /// Put load on a broker and measure.
     Perf(clients::PerfArgs),
+    /// Run a whole cluster in one thread with virtual time and everything that can break.
+    Simulate(simulate::SimulateArguments),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // A simulated node meets in a second what a real one meets in years.
+    let targets = match &cli.command {
+        Command::Simulate(_) => Targets::new(),
+        _ => Targets::new().with_default(cli.log),
+    };
     let format = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
-    tracing_subscriber::registry().with(format).with(Targets::new().with_default(cli.log)).init();
+    tracing_subscriber::registry().with(format).with(targets).init();
     let result = match cli.command {
         Command::Run(args) => return run::run(*args),
         Command::Store(command) => store::run(command),
@@ -63,6 +71,7 @@ fn main() -> ExitCode {
         Command::Consume(args) => clients::consume(args),
         Command::Browse(args) => clients::browse(args),
         Command::Perf(args) => clients::perf(args),
+        Command::Simulate(args) => simulate::simulate(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("kahawai: {error:#}");

@@ -19,6 +19,7 @@ use crate::net::{Arrival, ConnId, EndPoint, Net, Side};
 use crate::options::Mutation;
 use crate::queue::Queue;
 use crate::trace::Trace;
+use crate::wire::{Answer, ClientId};
 use crate::{Micros, Violation};
 
 /// How this run's world is.
@@ -34,8 +35,6 @@ pub(crate) struct Shape {
     pub(crate) ring_bytes_max: usize,
     pub(crate) checkpoint_ms: u64,
     pub(crate) collect_ms: u64,
-    /// Producers wait when more is appended and not committed.
-    pub(crate) uncommitted_bytes_max: u64,
     pub(crate) mutation: Option<Mutation>,
 }
 
@@ -74,6 +73,10 @@ pub(crate) struct Ctx {
     pub(crate) violation: Option<Violation>,
     /// Requests to electors so far.
     pub(crate) requests: u64,
+    /// Reigns that began to serve.
+    pub(crate) services: u64,
+    /// What nodes say to clients, to be shipped; `None` = the connection is closed.
+    pub(crate) answers: Vec<(ClientId, u32, Option<Answer>)>,
     /// Who runs on which node.
     pub(crate) boots: Vec<BootId>,
     bell: Arc<Bell>,
@@ -107,6 +110,8 @@ impl Ctx {
             trace: Trace::new(verbose),
             violation: None,
             requests: 0,
+            services: 0,
+            answers: Vec::new(),
             boots: vec![BootId::default(); nodes],
             waker: Waker::from(Arc::clone(&bell)),
             bell,

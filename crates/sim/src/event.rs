@@ -4,7 +4,10 @@ use kahawai_election::{Effect, Event as Told};
 use kahawai_replication::SourceEvent;
 use kahawai_types::Lsn;
 
+use crate::clients::ClientEvent;
 use crate::net::{ConnId, Side};
+use crate::visitors::ToNode;
+use crate::wire::ClientId;
 
 /// One entry of the queue.
 pub(crate) enum Event {
@@ -22,8 +25,12 @@ pub(crate) enum Event {
     Fault,
     /// A fault ends.
     Heal(Healing),
-    /// A producer sends.
-    Produce,
+    /// A client asked to be woken.
+    Wake { client: ClientId },
+    /// Something arrives at a client.
+    ToClient { client: ClientId, line: u32, what: Box<ClientEvent> },
+    /// Something of a client arrives at a node.
+    ToNode { node: usize, client: ClientId, line: u32, what: Box<ToNode> },
     /// A look at everything.
     Audit,
 }

@@ -27,7 +27,8 @@ pub(crate) fn strike(world: &mut World) {
             3 if faults.crash => crash_many(world),
             4..=5 if faults.network => cut_link(world, node),
             6 if faults.network => isolate(world, node),
-            7..=9 if faults.network => reset(world),
+            7..=8 if faults.network => reset(world),
+            9 if faults.network => break_client(world),
             10 if faults.service => cut_service(world, node),
             11..=12 if faults.service => fault_write(world, node),
             13..=14 if faults.pause => pause(world, node),
@@ -126,6 +127,11 @@ fn reset(world: &mut World) -> bool {
     ctx.note(WORLD, if half_open { "connection half open" } else { "connection reset" }, conn.0.into(), 0);
     ctx.net.reset(ctx.now, &mut ctx.queue, &mut ctx.random, conn, half_open);
     true
+}
+
+fn break_client(world: &mut World) -> bool {
+    world.ctx.note(WORLD, "a client's connection breaks", 0, 0);
+    world.visitors.break_one(&mut world.ctx)
 }
 
 fn cut_service(world: &mut World, node: usize) -> bool {

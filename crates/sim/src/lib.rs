@@ -16,12 +16,35 @@ mod options;
 mod queue;
 pub mod service;
 mod trace;
+mod visitors;
 pub mod wire;
 mod world;
 
 pub use check::Counts;
 pub use options::{Faults, Mutation, SimOptions};
 pub use world::Outcome;
+
+/// What came of breaking a rule on purpose.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Which rule.
+    pub mutation: Mutation,
+    /// Seeds that were run, the last of which noticed.
+    pub seeds: u64,
+    /// What was seen; `None` = nothing within the budget.
+    pub seen: Option<String>,
+}
+
+/// Breaks a rule, and runs seed after seed from 1 on until that is noticed.
+pub fn find(mutation: Mutation, budget: u64, options: &SimOptions) -> Found {
+    for seed in 1..=budget {
+        let options = SimOptions { seed, mutation: Some(mutation), ..options.clone() };
+        if let Some(Violation(seen)) = simulate(&options).violation {
+            return Found { mutation, seeds: seed, seen: Some(seen) };
+        }
+    }
+    Found { mutation, seeds: budget, seen: None }
+}
 
 /// Runs one seed.
 pub fn simulate(options: &SimOptions) -> Outcome {

@@ -23,10 +23,6 @@ impl Trace {
         self.hash
     }
 
-    pub(crate) fn is_on(&self) -> bool {
-        self.text.is_some()
-    }
-
     pub(crate) fn take(&mut self) -> Vec<String> {
         self.text.take().unwrap_or_default()
     }

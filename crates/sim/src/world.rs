@@ -3,13 +3,16 @@
 use kahawai_testkit::{MemoryFiles, Random};
 
 use crate::check::{self, Counts, live};
+use crate::clients::ClientEvent;
 use crate::ctx::{Ctx, Shape, name};
 use crate::event::{ConnEvent, Event, NodeEvent};
 use crate::faults;
 use crate::net::{Arrival, ConnId, EndPoint, Side};
-use crate::node::{Node, Process, Role};
+use crate::node::{Node, Process};
 use crate::options::{Mutation, SimOptions};
 use crate::trace::WORLD;
+use crate::visitors::{ToNode, Visitors};
+use crate::wire::ClientId;
 use crate::{Micros, Violation};
 
 const MS: Micros = 1_000;
@@ -45,7 +48,7 @@ pub(crate) struct World {
     steps: u64,
     /// No fault strikes any more.
     pub(crate) is_calm: bool,
-    produce_us: Micros,
+    pub(crate) visitors: Visitors,
     fault_us: Micros,
 }
 
@@ -86,7 +89,6 @@ fn shape(options: &SimOptions, random: &mut Random) -> Shape {
         ring_bytes_max: between(512, 16_384) as usize,
         checkpoint_ms: between(300, 5_000) as u64,
         collect_ms: between(500, 6_000) as u64,
-        uncommitted_bytes_max: between(8, 256) as u64 * 1024,
         mutation: options.mutation,
     }
 }
@@ -97,15 +99,7 @@ impl World {
         let shape = shape(&options, &mut random);
         let mut ctx = Ctx::new(options.seed, shape, options.verbose);
         let nodes = (0..options.nodes)
-            .map(|index| Node {
-                index,
-                disk: MemoryFiles::new(),
-                life: 0,
-                process: None,
-                paused_until: 0,
-                is_damaged: false,
-                failed_starts: 0,
-            })
+            .map(|index| Node { index, disk: MemoryFiles::new(), life: 0, process: None, paused_until: 0 })
             .collect();
         for node in 0..options.nodes {
             let at = random.below(100 * MS);
@@ -113,20 +107,19 @@ impl World {
         }
         ctx.at(0, Event::Service);
         ctx.at(AUDIT, Event::Audit);
-        ctx.at(200 * MS, Event::Produce);
-        let produce_us = 3 * MS + random.below(40 * MS);
+        let workload = crate::clients::Shape {
+            pause_us: 4 * MS + random.below(40 * MS),
+            patience_us: 1_000 * MS + random.below(4_000 * MS),
+            backoff_us: 20 * MS + random.below(300 * MS),
+            rarely: 20 + random.below(200),
+            ..crate::clients::Shape::SMALL
+        };
+        let mut visitors = Visitors::new(random.next_u64(), options.nodes, workload);
+        visitors.begin(&mut ctx);
         let fault_us = 30 * MS + random.below(1_500 * MS);
         ctx.at(500 * MS, Event::Fault);
-        let world = Self {
-            ctx,
-            nodes,
-            options,
-            arrivals: Vec::new(),
-            steps: 0,
-            is_calm: false,
-            produce_us,
-            fault_us,
-        };
+        let world =
+            Self { ctx, nodes, options, arrivals: Vec::new(), steps: 0, is_calm: false, visitors, fault_us };
         if world.ctx.mutated(Mutation::AckBeforeFlush) {
             world.nodes.iter().for_each(|node| node.disk.lie());
         }
@@ -135,9 +128,12 @@ impl World {
 
     /// Runs all of it.
     pub(crate) fn run(mut self) -> Outcome {
-        while self.steps < self.options.steps && self.ctx.violation.is_none() && self.step() {}
-        if self.ctx.violation.is_none() {
-            self.calm_down();
+        // A panic of the product is a finding, and the trace up to it is wanted.
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run_through()));
+        if let Err(panic) = ran {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+            self.ctx.violate(format!("PANIC: {text}"));
         }
         Outcome {
             hash: self.ctx.trace.hash(),
@@ -149,9 +145,17 @@ impl World {
         }
     }
 
+    fn run_through(&mut self) {
+        while self.steps < self.options.steps && self.ctx.violation.is_none() && self.step() {}
+        if self.ctx.violation.is_none() {
+            self.calm_down();
+        }
+    }
+
     /// The faults stop; then the cluster has to become well.
     fn calm_down(&mut self) {
         self.is_calm = true;
+        self.visitors.clients.quiesce();
         faults::mend_all(self);
         self.ctx.say(WORLD, || "the faults stop".to_owned());
         let until = self.ctx.now + PATIENCE;
@@ -165,13 +169,24 @@ impl World {
             }
             look_at = self.ctx.now + 50 * MS;
             match live::missing(&self.ctx, &self.nodes) {
-                None => break,
+                None if self.visitors.clients.is_drained() => break,
+                None if self.ctx.now >= until => {
+                    let text = match self.visitors.clients.history().check() {
+                        Err(Violation(text)) => text,
+                        Ok(()) => "L1: clients are not done".to_owned(),
+                    };
+                    return self.ctx.violate(text);
+                }
+                None => {}
                 Some(missing) if self.ctx.now >= until => return self.ctx.violate(missing),
                 Some(_) => {}
             }
         }
         check::full(&mut self.ctx, &self.nodes);
         live::converged(&mut self.ctx, &self.nodes);
+        if let Err(Violation(text)) = self.visitors.clients.history().check() {
+            self.ctx.violate(text);
+        }
     }
 
     /// One event; `false` = nothing will ever happen again.
@@ -181,6 +196,11 @@ impl World {
         self.steps += 1;
         self.ctx.trace.mix(at);
         self.happen(event);
+        if !self.ctx.answers.is_empty() {
+            let mut answers = std::mem::take(&mut self.ctx.answers);
+            self.visitors.ship(&mut self.ctx, &mut answers);
+            self.ctx.answers = answers;
+        }
         if self.ctx.service_changed() {
             for node in &mut self.nodes {
                 if let Some(process) = &mut node.process {
@@ -211,15 +231,14 @@ impl World {
                 }
             }
             Event::Heal(healing) => faults::heal(self, healing),
-            Event::Produce => {
-                if !self.is_calm {
-                    self.produce();
-                    let wait = 1 + self.ctx.random.below(self.produce_us * 2);
-                    self.ctx.at(wait, Event::Produce);
-                }
+            Event::Wake { client } => self.visitors.step(&mut self.ctx, client, ClientEvent::Wake),
+            Event::ToClient { client, line, what } => {
+                self.visitors.arrived(&mut self.ctx, client, line, *what);
             }
+            Event::ToNode { node, client, line, what } => self.client_says(node, client, line, what),
             Event::Audit => {
                 check::full(&mut self.ctx, &self.nodes);
+                self.look_at_history();
                 self.ctx.at(AUDIT, Event::Audit);
             }
         }
@@ -243,6 +262,7 @@ impl World {
         if process.exits.is_none() {
             return;
         }
+        process.dismiss_all(&mut self.ctx);
         process.leave(&mut self.ctx);
         let end = process.point();
         node.process = None;
@@ -301,6 +321,9 @@ impl World {
             ctx.oracle.is_dying = true;
             process.before_death(ctx);
             ctx.oracle.is_dying = false;
+        }
+        if !power && let Some(process) = &mut node.process {
+            process.dismiss_all(ctx);
         }
         let end = EndPoint { node: index, life: node.life };
         node.disk = if power { node.disk.crash(ctx.random.next_u64()) } else { node.disk.kill() };
@@ -362,21 +385,27 @@ impl World {
         ctx.at(delay, Event::Node { node: from, life: dialler.life, what });
     }
 
-    /// Some work for whoever leads.
-    fn produce(&mut self) {
-        for node in &mut self.nodes {
-            if node.paused_until > self.ctx.now {
-                continue;
-            }
-            let Some(process) = &mut node.process else { continue };
-            if let Role::Leading(leading) = &mut process.role
-                && leading.is_open
-                && leading.gate_is_open(&self.ctx, node.index)
-                && !leading.is_congested(&self.ctx)
-            {
-                leading.work(&mut self.ctx.random);
-                process.journal_later(&mut self.ctx);
-            }
+    /// What clients have seen so far.
+    fn look_at_history(&mut self) {
+        if let Some(Violation(text)) = self.visitors.clients.history().violation().cloned() {
+            self.ctx.violate(text);
         }
+    }
+
+    fn client_says(&mut self, index: usize, client: ClientId, line: u32, what: Box<ToNode>) {
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        if node.process.is_some() && node.paused_until > self.ctx.now {
+            return self.ctx.queue.push(node.paused_until, Event::ToNode { node: index, client, line, what });
+        }
+        let dials = matches!(*what, ToNode::Dial);
+        let is_taken = match &mut node.process {
+            Some(process) if process.exits.is_none() => process.client(&mut self.ctx, client, line, *what),
+            _ => false,
+        };
+        if dials {
+            let event = if is_taken { ClientEvent::Connected } else { ClientEvent::Refused };
+            self.visitors.answer(&mut self.ctx, client, line, event);
+        }
+        self.after(index);
     }
 }

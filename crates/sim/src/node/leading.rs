@@ -2,17 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kahawai_election::{ClusterRecord, Event as Told, PrimaryRef, Request};
+use kahawai_election::{ClusterRecord, PrimaryRef, Request};
 use kahawai_journal::{NewEpoch, Preparer, SealedBatch, Writer};
 use kahawai_kdbr::ErrorFrame;
-use kahawai_message::storage::{AckBy, Applied, Storage, Tier};
-use kahawai_message::{BodyKind, Content, Destination, Message, MessageId, ProducerId, Text};
+use kahawai_message::storage::Storage;
 use kahawai_replication::{
     Primary, PrimaryEffect, PrimaryEvent, Ring, RingBatch, Rule, SessionId, SourceEvent,
 };
 use kahawai_store::checkpoint::Checkpoint;
 use kahawai_store::{Follower, Store, generation};
-use kahawai_testkit::Random;
 use kahawai_types::{Epoch, Lsn, Millis, ReplicaId};
 
 use super::feeding::Source;
@@ -22,11 +20,16 @@ use crate::ctx::Ctx;
 use crate::event::RoleEvent;
 use crate::net::ConnId;
 use crate::options::Mutation;
+use crate::service::{Service, ServiceOptions};
+use crate::visitors::ToNode;
+use crate::wire::ClientId;
 
 /// How often the gate learns of a renewed grant.
 const TICK: u64 = 20 * MS;
 /// Operations applied under one lock.
 const APPLY_MAX: usize = 64;
+/// How often the broker looks at the time, at least.
+const BROKER_TICK: u64 = 100 * MS;
 /// How often upkeep looks.
 const UPKEEP: u64 = 250 * MS;
 
@@ -80,19 +83,19 @@ pub(crate) struct Leading {
     writing: Option<SealedBatch>,
     is_journal_due: bool,
     is_applying: bool,
-    applied: Vec<Applied>,
     checkpoint: Option<Checkpoint>,
     checkpointed: (u64, Lsn),
     collected: u64,
-    number: i64,
-    removed: u64,
+    service: Service,
+    /// Connections of clients.
+    lines: BTreeMap<ClientId, u32>,
 }
 
 impl Leading {
     /// May anything leave for clients?
     pub(crate) fn gate_is_open(&self, ctx: &Ctx, node: usize) -> bool {
-        ctx.mutated(Mutation::GateNotChecked) && self.gate_until != 0
-            || self.gate_until != 0 && ctx.local_ms(node) < self.gate_until
+        let is_in_time = ctx.local_ms(node) < self.gate_until || ctx.mutated(Mutation::GateNotChecked);
+        self.gate_until != 0 && is_in_time
     }
 
     /// The deadline that the gate was given; 0 = it is shut for good.
@@ -109,44 +112,6 @@ impl Leading {
     /// Appended, and not in a batch yet.
     pub(crate) fn has_work(&self) -> bool {
         self.writing.is_some() || self.store.appended_end() > self.sealed.end
-    }
-
-    /// Too much is appended and not committed.
-    pub(crate) fn is_congested(&self, ctx: &Ctx) -> bool {
-        let waits = ctx.shape.replication.lag_bytes(self.commit, self.store.appended_end());
-        waits > ctx.shape.uncommitted_bytes_max
-    }
-
-    /// Some client's work.
-    pub(crate) fn work(&mut self, random: &mut Random) {
-        let queue = self.store.destination(&Destination::queue("Q"));
-        self.number += 1;
-        let id = MessageId {
-            producer: ProducerId {
-                connection: Text::from_static("ID:sim"),
-                session: 1,
-                value: self.epoch.0 as i64,
-            },
-            sequence: self.number,
-            ..MessageId::default()
-        };
-        let message = Message {
-            id: id.clone(),
-            destination: Destination::queue("Q"),
-            persistent: true,
-            priority: 4,
-            kind: BodyKind::Bytes,
-            content: Content::Marshalled(vec![7; random.below(300) as usize].into()),
-            ..Message::default()
-        };
-        let _ = self.store.add(queue, &message, false);
-        if random.chance(2)
-            && let Ok(Some(entry)) = self.store.next(queue, Tier::Default, self.removed)
-        {
-            self.removed = entry.sequence + 1;
-            let id = MessageId { broker_sequence: entry.sequence as i64, ..id };
-            let _ = self.store.remove(queue, entry.sequence, &id, &AckBy::default());
-        }
     }
 
     fn is_settled(&self) -> bool {
@@ -212,13 +177,20 @@ impl Process {
         if let Some(rule) = broken {
             primary.break_rule(rule);
         }
-        let commit = promoted.store.committed();
+        let mut store = promoted.store;
+        ctx.services += 1;
+        let begun = Service::begin(ctx.wall_ms(self.index), &mut store, ServiceOptions::small(ctx.services));
+        let service = match begun {
+            Ok(service) => service,
+            Err(problem) => return self.exit(ctx, problem.to_string()),
+        };
+        let commit = store.committed();
         ctx.note(self.index, "leads, epoch and marker", epoch.0, promoted.marker_end.0);
         let leading = Leading {
             me,
             epoch,
             unclean_generation: record.unclean_generation,
-            store: promoted.store,
+            store,
             writer,
             preparer,
             primary,
@@ -240,16 +212,16 @@ impl Process {
             writing: None,
             is_journal_due: false,
             is_applying: false,
-            applied: Vec::new(),
             checkpoint: None,
             checkpointed: (now as u64, commit),
             collected: now as u64,
-            number: 0,
-            removed: 0,
+            service,
+            lines: BTreeMap::new(),
         };
         self.become_role(Role::Leading(Box::new(leading)));
         self.role_later(ctx, TICK, RoleEvent::LeadTick);
         self.role_later(ctx, UPKEEP, RoleEvent::Upkeep);
+        self.role_later(ctx, BROKER_TICK, RoleEvent::BrokerTick);
         self.journal_later(ctx);
         self.decide_later(ctx);
     }
@@ -292,6 +264,7 @@ impl Process {
             self.source_step(ctx, conn, leave);
         }
         self.drop_transfers(ctx);
+        self.dismiss_all(ctx);
         let Role::Leading(leading) = std::mem::replace(&mut self.role, Role::Over) else { return };
         self.known_commit = leading.commit;
         self.become_role(Role::Closing(leading));
@@ -457,6 +430,13 @@ impl Process {
             RoleEvent::Journal => self.journal(ctx),
             RoleEvent::Written => self.written(ctx),
             RoleEvent::Apply => self.lead_apply(ctx),
+            RoleEvent::BrokerTick => {
+                let now = ctx.wall_ms(self.index);
+                self.role_later(ctx, BROKER_TICK, RoleEvent::BrokerTick);
+                let Some(leading) = self.leading() else { return };
+                leading.service.tick(now, &mut leading.store);
+                self.served(ctx);
+            }
             RoleEvent::Upkeep => self.lead_upkeep(ctx),
             RoleEvent::Checkpointed => {
                 let Some(leading) = self.leading() else { return };
@@ -560,20 +540,89 @@ impl Process {
 
     fn lead_apply(&mut self, ctx: &mut Ctx) {
         let index = self.index;
+        let now = ctx.wall_ms(index);
         let Some(leading) = self.leading() else { return };
         leading.is_applying = false;
-        let mut applied = std::mem::take(&mut leading.applied);
-        let more = leading.store.apply(leading.commit, APPLY_MAX, &mut applied);
-        applied.clear();
-        leading.applied = applied;
-        match more {
-            Ok(more) => {
-                check::lead_applied(ctx, index, leading);
-                if more {
-                    self.lead_apply_later(ctx);
+        let more = leading.service.apply(now, &mut leading.store, leading.commit, APPLY_MAX);
+        check::lead_applied(ctx, index, leading);
+        if more {
+            self.lead_apply_later(ctx);
+        }
+        self.served(ctx);
+    }
+
+    /// What the broker said and appended.
+    fn served(&mut self, ctx: &mut Ctx) {
+        let index = self.index;
+        let Some(leading) = self.leading() else { return };
+        if let Some(problem) = leading.service.failed() {
+            let problem = problem.to_owned();
+            return self.fail(ctx, problem);
+        }
+        let is_open = leading.gate_is_open(ctx, index);
+        let mut said = 0;
+        let mut dropped = Vec::new();
+        for (client, answer) in leading.service.answers() {
+            let Some(&line) = leading.lines.get(&client) else { continue };
+            if is_open {
+                ctx.answers.push((client, line, Some(answer)));
+                said += 1;
+            } else {
+                dropped.push(client);
+            }
+        }
+        for client in dropped {
+            self.dismiss(ctx, client);
+        }
+        if said > 0 {
+            let outcome = check::i17::answers(ctx, self);
+            ctx.require(outcome);
+            let outcome = check::i15::answers(self);
+            ctx.require(outcome);
+        }
+        self.journal_later(ctx);
+    }
+
+    /// Closes a client's connection.
+    fn dismiss(&mut self, ctx: &mut Ctx, client: ClientId) {
+        let now = ctx.wall_ms(self.index);
+        let Some(leading) = self.leading() else { return };
+        if let Some(line) = leading.lines.remove(&client) {
+            ctx.answers.push((client, line, None));
+            leading.service.gone(now, &mut leading.store, client);
+        }
+    }
+
+    /// Something of a client has arrived; `false` = nobody takes it.
+    pub(crate) fn client(&mut self, ctx: &mut Ctx, client: ClientId, line: u32, what: ToNode) -> bool {
+        let index = self.index;
+        let now = ctx.wall_ms(index);
+        let Some(leading) = self.leading() else { return false };
+        match what {
+            ToNode::Dial => {
+                if !leading.is_open || !leading.gate_is_open(ctx, index) {
+                    return false;
+                }
+                if leading.lines.insert(client, line).is_some() {
+                    leading.service.gone(now, &mut leading.store, client);
                 }
             }
-            Err(problem) => self.fail(ctx, problem.to_string()),
+            _ if leading.lines.get(&client) != Some(&line) => return false,
+            ToNode::Ask(ask) => leading.service.ask(now, &mut leading.store, client, ask),
+            ToNode::Gone => {
+                leading.lines.remove(&client);
+                leading.service.gone(now, &mut leading.store, client);
+            }
+        }
+        self.served(ctx);
+        true
+    }
+
+    /// The connections of clients end with the reign.
+    pub(crate) fn dismiss_all(&mut self, ctx: &mut Ctx) {
+        let Some(leading) = self.leading() else { return };
+        for (client, line) in std::mem::take(&mut leading.lines) {
+            ctx.answers.push((client, line, None));
         }
     }
 
@@ -625,11 +674,6 @@ impl Process {
                 check::i20::retired(ctx, index, &self.identity, file);
             }
         }
-    }
-
-    /// Storage failed while leading.
-    pub(super) fn lead_failed(&self, ctx: &mut Ctx) {
-        self.tell(ctx, Told::StorageFailed);
     }
 }
 

@@ -52,10 +52,6 @@ pub(crate) struct Node {
     pub(crate) process: Option<Process>,
     /// The process stands still until then.
     pub(crate) paused_until: Micros,
-    /// Something was done to this disk that a node need not survive.
-    pub(crate) is_damaged: bool,
-    /// How often its process could not start, one after the other.
-    pub(crate) failed_starts: u32,
 }
 
 /// What the rest of the node has to do.
