@@ -353,7 +353,7 @@ impl Process {
                 }
                 PrimaryEffect::Stalled { for_ms } => {
                     ctx.say(self.index, || format!("our disk hangs since {for_ms} ms, a replica's does not"));
-                    self.tell(ctx, Told::DiskStalled);
+                    self.tell(ctx, kahawai_election::Event::DiskStalled);
                 }
                 PrimaryEffect::Left { replica, reason } => {
                     ctx.say(self.index, || format!("{replica} left the set: {reason}"));
