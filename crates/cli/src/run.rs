@@ -8,14 +8,16 @@ use std::sync::Arc;
 
 use clap::Args;
 use kahawai_admin::Control;
-use kahawai_config::{ClusterSettings, Flags, Properties, Protocol, Settings};
-use kahawai_election::Provider;
+use kahawai_config::{ClusterSettings, Flags, Properties, Protocol, Settings, ZooKeeperSettings};
+use kahawai_election::single::SingleProvider;
+use kahawai_election::{Provider, RECORD_BYTES_MAX};
 use kahawai_election_zookeeper::{Credentials, ZookeeperProvider};
-use kahawai_env::{Clock, SystemClock};
+use kahawai_env::{Clock, DiskFiles, Files, SystemClock};
+use kahawai_journal::{read_small_file, replace_file};
 use kahawai_kdbr::{Secret, Secrets};
 use kahawai_node::{
-    ClusterNode, ClusterOptions, Listening, Node, NodeError, NodeOptions, PeerTls, PeerTlsFiles, Protection,
-    Said, StompListener,
+    ClusterNode, ClusterOptions, Listening, Node, NodeError, NodeOptions, OpenProvider, PeerTls,
+    PeerTlsFiles, Protection, Said, StompListener,
 };
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -69,7 +71,8 @@ pub struct RunArgs {
     /// File with a token that the admin API wants for commands. Without one it takes them from this machine only.
     #[arg(long)]
     admin_token_file: Option<PathBuf>,
-    /// Take part in the cluster that ZooKeeper keeps there, `zk://host:port,.../path`.
+    /// Take part in the cluster that ZooKeeper keeps there, `zk://host:port,.../path`; or `single`: lead alone, with the record in
+    /// the data directory.
     #[arg(long, value_name = "URL")]
     cluster: Option<String>,
     /// ZooKeeper user that owns the cluster's nodes there; with --zookeeper-password-file.
@@ -249,8 +252,26 @@ fn peer_tls(cluster: &ClusterSettings) -> Result<Option<PeerTls>, String> {
     PeerTls::read(&files, &cluster.node_id).map(Some).map_err(|e| e.to_string())
 }
 
-fn cluster_options(args: &RunArgs, cluster: &ClusterSettings) -> Result<ClusterOptions, String> {
-    let zookeeper = &cluster.zookeeper;
+/// What a node that leads alone keeps of its own record.
+const SINGLE_RECORD_FILE: &str = "replication/election";
+
+fn single_provider(data: PathBuf) -> OpenProvider {
+    Box::new(move |_| {
+        let describe = |error: std::io::Error| format!("{}: {SINGLE_RECORD_FILE}: {error}", data.display());
+        let files: Arc<dyn Files> = Arc::new(DiskFiles::open(&data).map_err(describe)?);
+        let kept = read_small_file(&files, SINGLE_RECORD_FILE, RECORD_BYTES_MAX + 8).map_err(describe)?;
+        let keep = Box::new(move |bytes: &[u8]| {
+            replace_file(&files, SINGLE_RECORD_FILE, bytes).map_err(|error| error.to_string())
+        });
+        Ok(Arc::new(SingleProvider::new(kept.as_deref(), keep)?) as Arc<dyn Provider>)
+    })
+}
+
+fn zookeeper_provider(
+    args: &RunArgs,
+    cluster: &ClusterSettings,
+    zookeeper: &ZooKeeperSettings,
+) -> Result<OpenProvider, String> {
     let uri = kahawai_election_zookeeper::Uri {
         servers: zookeeper.servers.iter().map(ToString::to_string).collect(),
         path: zookeeper.path.clone(),
@@ -264,18 +285,25 @@ fn cluster_options(args: &RunArgs, cluster: &ClusterSettings) -> Result<ClusterO
     // Without a password a name protects nothing.
     let credentials = (!password.is_empty()).then_some(Credentials { user, password });
     let node = cluster.node_id.clone();
-    let provider = Box::new(move |boot| {
+    Ok(Box::new(move |boot| {
         let clock = Arc::new(|| i64::try_from(SystemClock.boot_ms()).unwrap_or(i64::MAX));
         let options =
             kahawai_election_zookeeper::Options { uri, session_timeout_ms, credentials, node, boot, clock };
         let provider = ZookeeperProvider::open(options).map_err(|e| e.to_string())?;
         Ok(Arc::new(provider) as Arc<dyn Provider>)
-    });
+    }))
+}
+
+fn cluster_options(args: &RunArgs, cluster: &ClusterSettings, data: &Path) -> Result<ClusterOptions, String> {
+    let (provider, provider_name) = match &cluster.zookeeper {
+        Some(zookeeper) => (zookeeper_provider(args, cluster, zookeeper)?, "zookeeper"),
+        None => (single_provider(data.to_owned()), "single"),
+    };
     let is_same = cluster.listen == cluster.address && args.kdbr_bind.is_none();
     Ok(ClusterOptions {
         node_id: cluster.node_id.clone(),
         provider,
-        provider_name: "zookeeper".into(),
+        provider_name: provider_name.into(),
         listen: args.kdbr_bind.clone().unwrap_or_else(|| cluster.listen.to_string()),
         address: (!is_same || cluster.address.port != 0).then(|| format!("kdbr://{}", cluster.address)),
         minimum_replicas: cluster.minimum_replicas,
@@ -297,7 +325,12 @@ pub fn run(args: RunArgs) -> ExitCode {
         Ok(options) => options,
         Err(problem) => return unusable(problem),
     };
-    let cluster = match settings.cluster.as_ref().map(|cluster| cluster_options(&args, cluster)).transpose() {
+    let cluster = match settings
+        .cluster
+        .as_ref()
+        .map(|cluster| cluster_options(&args, cluster, &options.data))
+        .transpose()
+    {
         Ok(cluster) => cluster,
         Err(problem) => return unusable(problem),
     };

@@ -31,7 +31,7 @@ pub struct Flags {
     pub tls_cert: Option<String>,
     /// `--tls-key`: private key, PEM. Goes with `tls_cert`.
     pub tls_key: Option<String>,
-    /// `--cluster`: `zk://host:port,…/path`.
+    /// `--cluster`: `zk://host:port,…/path` or `single`.
     pub cluster: Option<String>,
     /// `--node-id`: the node's name in the cluster.
     pub node_id: Option<String>,
@@ -114,13 +114,22 @@ impl Settings {
     fn apply_cluster(&mut self, flags: &Flags) -> Result<(), FlagError> {
         let kdbr = flags.kdbr.as_deref().map(|text| text.parse::<Address>().and_then(reachable));
         let kdbr = kdbr.transpose().map_err(|error| wrong("--kdbr", error))?;
-        let place = flags.cluster.as_deref().map(parse_zk).transpose();
+        let place = flags.cluster.as_deref().map(parse_place).transpose();
         let place = place.map_err(|error| wrong("--cluster", error))?;
         let cluster = match (&mut self.cluster, place) {
             (Some(cluster), place) => {
-                if let Some((servers, path)) = place {
-                    cluster.zookeeper.servers = servers;
-                    cluster.zookeeper.path = path;
+                match (place, &mut cluster.zookeeper) {
+                    (Some(Place::ZooKeeper(servers, path)), Some(zookeeper)) => {
+                        (zookeeper.servers, zookeeper.path) = (servers, path);
+                    }
+                    (Some(Place::ZooKeeper(servers, path)), none) => {
+                        *none = Some(ZooKeeperSettings::new(servers, path));
+                    }
+                    (Some(Place::Single), zookeeper) => {
+                        *zookeeper = None;
+                        cluster.minimum_replicas = 0;
+                    }
+                    (None, _) => {}
                 }
                 if let Some(address) = kdbr {
                     // A name that was given stays, one that came from the address goes with it.
@@ -132,11 +141,16 @@ impl Settings {
                 }
                 cluster
             }
-            (none, Some((servers, path))) => {
+            (none, Some(place)) => {
                 let address = kdbr.ok_or_else(|| {
                     wrong("--cluster", "needs --kdbr HOST:PORT, where the other nodes reach this one")
                 })?;
-                none.insert(ClusterSettings::new(address, ZooKeeperSettings::new(servers, path)))
+                none.insert(match place {
+                    Place::ZooKeeper(servers, path) => {
+                        ClusterSettings::new(address, ZooKeeperSettings::new(servers, path))
+                    }
+                    Place::Single => ClusterSettings::single(address),
+                })
             }
             (None, None) => {
                 let alone = [
@@ -161,6 +175,9 @@ impl Settings {
         if let Some(number) = flags.minimum_replicas {
             if number > MINIMUM_REPLICAS_MAX {
                 return Err(wrong("--minimum-replicas", format!("at most {MINIMUM_REPLICAS_MAX}")));
+            }
+            if number > 0 && cluster.zookeeper.is_none() {
+                return Err(wrong("--minimum-replicas", "a node of --cluster single has no replicas: 0"));
             }
             cluster.minimum_replicas = number;
         }
@@ -190,4 +207,18 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Who keeps the cluster's record.
+enum Place {
+    ZooKeeper(Vec<Address>, String),
+    /// The node itself.
+    Single,
+}
+
+fn parse_place(text: &str) -> Result<Place, AddressError> {
+    if text == "single" {
+        return Ok(Place::Single);
+    }
+    parse_zk(text).map(|(servers, path)| Place::ZooKeeper(servers, path))
 }

@@ -24,15 +24,18 @@ pub fn report(settings: &Settings) -> String {
         line(&mut out, format_args!("admin on {admin}"));
     }
     if let Some(cluster) = &settings.cluster {
-        let zookeeper = &cluster.zookeeper;
-        let servers: Vec<_> = zookeeper.servers.iter().map(ToString::to_string).collect();
+        let place = match &cluster.zookeeper {
+            Some(zookeeper) => {
+                let servers: Vec<_> = zookeeper.servers.iter().map(ToString::to_string).collect();
+                format!("of the cluster {} at ZooKeeper {}", zookeeper.path, servers.join(","))
+            }
+            None => "alone".to_owned(),
+        };
         line(
             &mut out,
             format_args!(
-                "node {} of the cluster {} at ZooKeeper {}; replication on {}{}, minimumReplicas {}",
+                "node {} {place}; replication on {}{}, minimumReplicas {}",
                 cluster.node_id,
-                zookeeper.path,
-                servers.join(","),
                 cluster.address,
                 if cluster.tls.is_some() { " (TLS)" } else { "" },
                 cluster.minimum_replicas

@@ -203,24 +203,29 @@ pub struct ClusterSettings {
     pub transfer_sessions: u32,
     /// What all bulk synchronisations together may send; `None`: no limit.
     pub sync_bytes_per_second_max: Option<u64>,
-    /// Who keeps the cluster's record.
-    pub zookeeper: ZooKeeperSettings,
+    /// Who keeps the cluster's record; `None`: the node itself, which is alone then.
+    pub zookeeper: Option<ZooKeeperSettings>,
 }
 
 impl ClusterSettings {
     /// A member with the defaults.
     pub fn new(address: Address, zookeeper: ZooKeeperSettings) -> Self {
+        Self { minimum_replicas: 1, zookeeper: Some(zookeeper), ..Self::single(address) }
+    }
+
+    /// A node that leads alone, with everything else as in a cluster.
+    pub fn single(address: Address) -> Self {
         Self {
             node_id: NodeId(address.to_string()),
             listen: address.clone(),
             address,
-            minimum_replicas: 1,
+            minimum_replicas: 0,
             priority: 0,
             secret: None,
             tls: None,
             transfer_sessions: 4,
             sync_bytes_per_second_max: None,
-            zookeeper,
+            zookeeper: None,
         }
     }
 }

@@ -41,7 +41,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-pub use cluster::{ClusterNode, ClusterOptions, PeerTls, PeerTlsFiles, Protection, Said};
+pub use cluster::{ClusterNode, ClusterOptions, OpenProvider, PeerTls, PeerTlsFiles, Protection, Said};
 pub use node::{Node, NodeError, NodeOptions};
 pub use serving::{Listening, StompListener};
 pub use tls::TlsError;

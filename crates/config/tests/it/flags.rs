@@ -75,6 +75,22 @@ fn a_cluster_needs_no_file() {
 }
 
 #[test]
+fn a_node_may_keep_the_record_itself() {
+    let flags = |minimum_replicas| Flags {
+        cluster: Some("single".into()),
+        kdbr: Some("localhost:61619".into()),
+        minimum_replicas,
+        ..Flags::default()
+    };
+    let mut settings = Settings::default();
+    settings.apply(&flags(None)).unwrap();
+    let cluster = settings.cluster.unwrap();
+    assert_eq!((cluster.zookeeper, cluster.minimum_replicas), (None, 0));
+    let error = Settings::default().apply(&flags(Some(1))).unwrap_err();
+    assert!(error.to_string().contains("--minimum-replicas"), "{error}");
+}
+
+#[test]
 fn flags_change_the_cluster_of_a_file() {
     let mut settings = load_files(&[("conf/ha.xml", HA), ("conf/ha-broker.xml", HA_BROKER)]).unwrap();
     let flags = Flags {
@@ -93,7 +109,8 @@ fn flags_change_the_cluster_of_a_file() {
         (tls.certificate.as_str(), tls.key.as_str(), tls.authorities.as_str()),
         ("c.pem", "k.pem", "a.pem")
     );
-    assert_eq!((cluster.zookeeper.servers.len(), cluster.zookeeper.path.as_str()), (2, "/other"));
+    let zookeeper = cluster.zookeeper.as_ref().unwrap();
+    assert_eq!((zookeeper.servers.len(), zookeeper.path.as_str()), (2, "/other"));
     assert_eq!(
         (cluster.node_id.0.as_str(), cluster.listen.to_string().as_str()),
         ("host:60009", "host:60009")

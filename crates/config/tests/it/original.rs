@@ -21,10 +21,10 @@ fn the_original_files_work_as_they_are_written() {
     assert_eq!(cluster.listen, cluster.address);
     assert_eq!(cluster.node_id, NodeId("localhost:60001".into()));
     assert_eq!(cluster.minimum_replicas, 1);
-    assert_eq!(cluster.zookeeper.servers, [address("localhost", 2181)]);
-    assert_eq!(cluster.zookeeper.path, "/activemq/default-ha-group");
-    assert_eq!(cluster.zookeeper.userid, "activemq");
-    assert_eq!(cluster.zookeeper.password, Secret::default());
+    assert_eq!(cluster.zookeeper.as_ref().unwrap().servers, [address("localhost", 2181)]);
+    assert_eq!(cluster.zookeeper.as_ref().unwrap().path, "/activemq/default-ha-group");
+    assert_eq!(cluster.zookeeper.as_ref().unwrap().userid, "activemq");
+    assert_eq!(cluster.zookeeper.as_ref().unwrap().password, Secret::default());
     assert_eq!(cluster.secret, None);
     let node = &settings.node;
     assert_eq!(node.name.as_deref(), Some("localhost"));
@@ -99,7 +99,7 @@ fn properties_come_from_the_file_that_is_named() {
     let credentials = ("./conf/credentials.properties", "zk.password=hunter2");
     let settings =
         load_files(&[("conf/ha.xml", &ha), ("conf/ha-broker.xml", HA_BROKER), credentials]).unwrap();
-    assert_eq!(settings.cluster.unwrap().zookeeper.password.expose(), "hunter2");
+    assert_eq!(settings.cluster.unwrap().zookeeper.unwrap().password.expose(), "hunter2");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn what_our_files_mention_is_known() {
     assert_eq!(cluster.secret, Some(Secret::new("s")));
     assert_eq!(cluster.tls.as_ref().map(|tls| tls.authorities.as_str()), Some("a.pem"));
     assert_eq!(cluster.sync_bytes_per_second_max, Some(20 << 20));
-    assert_eq!(cluster.zookeeper.session_timeout_ms, 15_000);
+    assert_eq!(cluster.zookeeper.as_ref().unwrap().session_timeout_ms, 15_000);
     assert_eq!(settings.node.prioritised, ["ORDERS.>"]);
     assert_eq!(settings.node.tls.map(|tls| tls.certificate).as_deref(), Some("conf/chain.pem"));
 }
