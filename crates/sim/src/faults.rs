@@ -172,7 +172,8 @@ fn pause(world: &mut World, index: usize) -> bool {
 fn clock(world: &mut World, node: usize) -> bool {
     let ctx = &mut world.ctx;
     let ppm = ctx.random.below(8_001) as i64 - 4_000;
-    let jump = ctx.random.below(7_200_000) as i64 - 3_600_000;
+    // Redeliveries are timed by the wall clock: set back, it makes them wait that much longer.
+    let jump = ctx.random.below(120_000) as i64 - 60_000;
     let (now, jumps) = (ctx.now, ctx.random.chance(2));
     let Some(clock) = ctx.clocks.get_mut(node) else { return false };
     if jumps {

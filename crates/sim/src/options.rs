@@ -144,16 +144,12 @@ mutations! {
     GateNotChecked = "gate-not-checked",
     /// A replaced disk goes by the old store's identity.
     StoreIdIgnored = "store-id-ignored",
-    /// Journals are compared by position alone.
-    PositionOnly = "position-only",
     /// A checkpoint is written before the marker is committed.
     EarlyCheckpoint = "early-checkpoint",
     /// Data files are deleted before a checkpoint is behind the decision.
     EarlyRetire = "early-retire",
     /// A replica applies what it has received, not what is committed.
     ApplyBeyondCommit = "apply-beyond-commit",
-    /// A restarted process goes on in the epoch of its earlier life.
-    SameEpoch = "same-epoch-after-restart",
 }
 
 impl FromStr for Mutation {
