@@ -174,7 +174,11 @@ pub fn decide(primary: &PrimaryLog, replica: &ReplicaLog, answer: Option<ChainAt
     let (epoch, ours, theirs) = newest_shared(primary, replica);
     if ours.chain == theirs.chain {
         let common = Common { lsn: ours.lsn, epoch, chain: ours.chain };
-        return attach(primary, common, theirs.is_end, timing);
+        return match attach(primary, common, theirs.is_end, timing) {
+            // The same place by two numbers. By the smaller one it is there in both, whoever went on in which file.
+            Match::Truncate(_) => Match::Truncate(Common { lsn: ours.lsn.min(theirs.lsn), ..common }),
+            other => other,
+        };
     }
     if ours.lsn < theirs.lsn && ours.is_end && epoch == primary.history.newest() {
         let text = format!("you have more of epoch {epoch}, which is ours, than we had when you came");
