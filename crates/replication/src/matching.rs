@@ -202,8 +202,7 @@ pub fn decide(primary: &PrimaryLog, replica: &ReplicaLog, answer: Option<ChainAt
         // What to look into is no longer there.
         return match theirs.chain == primary.chain_before {
             true => attach(primary, Common { lsn: first, ..common }, theirs.is_end, timing),
-            false if ours.lsn < theirs.lsn => attach(primary, end_of_ours, false, timing),
-            false => Match::Bulk(common),
+            false => Match::Bulk(if ours.lsn < theirs.lsn { end_of_ours } else { common }),
         };
     }
     let Some(ChainAt { place, file_end, .. }) = answer.filter(|answer| answer.at == at) else {
