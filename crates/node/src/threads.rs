@@ -205,7 +205,9 @@ pub fn applier(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
             let now = shared.now();
             let result = shared.with(|core| {
                 let more = core.apply(now, commit, APPLY_MAX);
-                if std::mem::take(&mut core.tick_asked) || now >= next_tick {
+                // The wall clock may have been set back.
+                let is_due = now >= next_tick || next_tick - now > TICK.as_millis() as i64;
+                if std::mem::take(&mut core.tick_asked) || is_due {
                     let wanted = core.broker.tick(now, &mut core.store, &mut core.effects);
                     let wanted = core.check(wanted).flatten();
                     next_tick = wanted.unwrap_or(i64::MAX).clamp(now, now + TICK.as_millis() as i64);
@@ -229,7 +231,7 @@ pub fn applier(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
                 return;
             }
             let now = shared.now();
-            let wait = u64::try_from((next_tick - now).max(0)).unwrap_or(0);
+            let wait = u64::try_from((next_tick - now).max(0)).unwrap_or(0).min(TICK.as_millis() as u64);
             if shared.commit.position() == commit {
                 shared.bell.wait(Duration::from_millis(wait).min(TICK));
             }

@@ -32,7 +32,7 @@ pub(crate) fn strike(world: &mut World) {
             10 if faults.service => cut_service(world, node),
             11..=12 if faults.service => fault_write(world, node),
             13..=14 if faults.pause => pause(world, node),
-            15 if faults.clock => clock(world, node),
+            15 if faults.clock || faults.wall => clock(world, node),
             16..=17 if faults.disk => slow_disk(world, node),
             18 if faults.disk => bad_disk(world, node),
             19 if faults.replace => replace(world, node),
@@ -170,10 +170,12 @@ fn pause(world: &mut World, index: usize) -> bool {
 }
 
 fn clock(world: &mut World, node: usize) -> bool {
+    let faults = world.faults();
     let ctx = &mut world.ctx;
     let ppm = ctx.random.below(8_001) as i64 - 4_000;
-    let jump = ctx.random.below(7_200_000) as i64 - 3_600_000;
-    let (now, jumps) = (ctx.now, ctx.random.chance(2));
+    // Redeliveries are timed by the wall clock: set back, it makes them wait that much longer.
+    let jump = ctx.random.below(120_000) as i64 - 60_000;
+    let (now, jumps) = (ctx.now, ctx.random.chance(2) && faults.wall);
     let Some(clock) = ctx.clocks.get_mut(node) else { return false };
     if jumps {
         clock.jump(jump);

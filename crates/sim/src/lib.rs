@@ -38,8 +38,11 @@ pub struct Found {
 /// Breaks a rule, and runs seed after seed from 1 on until that is noticed.
 pub fn find(mutation: Mutation, budget: u64, options: &SimOptions) -> Found {
     for seed in 1..=budget {
-        let options = SimOptions { seed, mutation: Some(mutation), ..options.clone() };
-        if let Some(Violation(seen)) = simulate(&options).violation {
+        let broken = SimOptions { seed, mutation: Some(mutation), ..options.clone() };
+        let kept = SimOptions { seed, mutation: None, ..options.clone() };
+        if let Some(Violation(seen)) = simulate(&broken).violation
+            && simulate(&kept).violation.is_none()
+        {
             return Found { mutation, seeds: seed, seen: Some(seen) };
         }
     }

@@ -46,8 +46,10 @@ pub struct Faults {
     pub service: bool,
     /// Processes stand still.
     pub pause: bool,
-    /// Clocks drift and jump.
+    /// Clocks drift.
     pub clock: bool,
+    /// Wall clocks are set. Not part of everything: redeliveries are timed by them.
+    pub wall: bool,
     /// Disks are slow, fail or fill up.
     pub disk: bool,
     /// Disks are replaced.
@@ -62,6 +64,7 @@ impl Faults {
         service: true,
         pause: true,
         clock: true,
+        wall: false,
         disk: true,
         replace: true,
     };
@@ -72,6 +75,7 @@ impl Faults {
         service: false,
         pause: false,
         clock: false,
+        wall: false,
         disk: false,
         replace: false,
     };
@@ -92,11 +96,12 @@ impl FromStr for Faults {
                 "service" => faults.service = true,
                 "pause" => faults.pause = true,
                 "clock" => faults.clock = true,
+                "wall" => faults.wall = true,
                 "disk" => faults.disk = true,
                 "replace" => faults.replace = true,
                 other => {
                     return Err(format!(
-                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,disk,replace"
+                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,wall,disk,replace"
                     ));
                 }
             }
@@ -144,16 +149,12 @@ mutations! {
     GateNotChecked = "gate-not-checked",
     /// A replaced disk goes by the old store's identity.
     StoreIdIgnored = "store-id-ignored",
-    /// Journals are compared by position alone.
-    PositionOnly = "position-only",
     /// A checkpoint is written before the marker is committed.
     EarlyCheckpoint = "early-checkpoint",
     /// Data files are deleted before a checkpoint is behind the decision.
     EarlyRetire = "early-retire",
     /// A replica applies what it has received, not what is committed.
     ApplyBeyondCommit = "apply-beyond-commit",
-    /// A restarted process goes on in the epoch of its earlier life.
-    SameEpoch = "same-epoch-after-restart",
 }
 
 impl FromStr for Mutation {

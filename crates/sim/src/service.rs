@@ -260,7 +260,8 @@ impl Service {
             return;
         }
         self.acknowledge_written(now, store);
-        if now >= self.next_tick || self.again {
+        // The wall clock may have been set back.
+        if now >= self.next_tick || self.next_tick - now > TICK_MS || self.again {
             self.again = false;
             self.tick_broker(now, store);
         }

@@ -244,7 +244,7 @@ impl MemoryFiles {
         self.world().faults.bytes_max = bytes;
     }
 
-    /// Flushes of files say that they are done, and do nothing.
+    /// Flushes of data files say that they are done, and do nothing.
     pub fn lie(&self) {
         self.world().faults.lies = true;
     }
@@ -398,7 +398,8 @@ impl Files for MemoryFiles {
                 inode
             }
         };
-        Ok(Arc::new(MemoryFile { files: self.clone(), inode, writable: mode != OpenMode::Read }))
+        let is_data = name.starts_with("db-");
+        Ok(Arc::new(MemoryFile { files: self.clone(), inode, is_data, writable: mode != OpenMode::Read }))
     }
 
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
@@ -524,6 +525,7 @@ impl Drop for MemoryLock {
 struct MemoryFile {
     files: MemoryFiles,
     inode: usize,
+    is_data: bool,
     writable: bool,
 }
 
@@ -531,7 +533,7 @@ impl MemoryFile {
     fn flush(&self) -> io::Result<()> {
         let world = &mut *self.files.change()?;
         world.flushes += 1;
-        if world.faults.lies {
+        if world.faults.lies && self.is_data {
             return Ok(());
         }
         let fails = strikes(&mut world.faults.fail_flush_in);

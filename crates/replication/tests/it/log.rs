@@ -62,7 +62,8 @@ impl Log {
             // What does not fit begins the next file: a new reign's first batch may be as large as any.
             offset
                 if offset >= BATCH_BYTES * FILE_BATCHES
-                    || (epoch.0 % 2 == 0 && self.batches.last().is_some_and(|last| last.epoch < epoch)) =>
+                    || (epoch.0.is_multiple_of(2)
+                        && self.batches.last().is_some_and(|last| last.epoch < epoch)) =>
             {
                 Location::new(end.file() + 1, 0).lsn()
             }

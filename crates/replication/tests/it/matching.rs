@@ -1,7 +1,7 @@
 //! The point where two journals part, over generated ones.
 
 use kahawai_kdbr::ErrorCode;
-use kahawai_replication::{ChainAt, Match, PrimaryLog, ReplicaLog, decide};
+use kahawai_replication::{Match, PrimaryLog, ReplicaLog, decide};
 use kahawai_types::{Epoch, Location, Lsn};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -6,7 +6,7 @@ use kahawai_kdbr::{
     SlaveInit, SlaveInitResponse, SyncId, SyncManifest, Truncate, TruncateDone,
 };
 use kahawai_replication::{
-    ChainAt, EpochHistory, LocalLog, PrimaryLog, SessionEnd, SinkEffect, SinkEvent, SinkOptions, SinkSession,
+    EpochHistory, LocalLog, PrimaryLog, SessionEnd, SinkEffect, SinkEvent, SinkOptions, SinkSession,
     SourceEffect, SourceEvent, SourceOptions, SourceSession, Timing, Vitals,
 };
 use kahawai_types::{Epoch, Lsn, Millis};

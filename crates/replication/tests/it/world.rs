@@ -8,9 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kahawai_kdbr::{ErrorCode, ErrorFrame, Frame, NodeState};
 use kahawai_replication::{
-    ChainAt, LocalLog, Primary, PrimaryEffect, PrimaryEvent, PrimaryLog, Rule, SessionId, SinkEffect,
-    SinkEvent, SinkOptions, SinkSession, SourceEffect, SourceEvent, SourceOptions, SourceSession, Timing,
-    Vitals,
+    LocalLog, Primary, PrimaryEffect, PrimaryEvent, PrimaryLog, Rule, SessionId, SinkEffect, SinkEvent,
+    SinkOptions, SinkSession, SourceEffect, SourceEvent, SourceOptions, SourceSession, Timing, Vitals,
 };
 use kahawai_testkit::Random;
 use kahawai_types::{BootId, Epoch, Lsn, Millis, NodeId, ReplicaId, StoreId};

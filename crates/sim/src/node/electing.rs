@@ -211,11 +211,11 @@ impl Process {
                 now(ctx, provider.create(record)).map(|result| Told::Written { op, result })
             }
             Effect::Cas { op, expected, record, fence } => {
-                let mut result = now(ctx, provider.cas(expected, record, fence));
+                let result = now(ctx, provider.cas(expected, record, fence));
                 if ctx.mutated(Mutation::UnknownIsFailed)
                     && let Some(CasResult::Unknown(_)) = result
                 {
-                    result = Some(CasResult::Conflict);
+                    self.forget_proposals(ctx);
                 }
                 result.map(|result| Told::Written { op, result })
             }

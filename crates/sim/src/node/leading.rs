@@ -413,6 +413,15 @@ impl Process {
         self.primary_step(ctx, PrimaryEvent::Decided { in_sync: &recorded });
     }
 
+    /// For a mutation: what has no answer is taken for refused.
+    pub(super) fn forget_proposals(&mut self, ctx: &mut Ctx) {
+        let Some(leading) = self.leading() else { return };
+        let open: Vec<u64> = leading.proposals.keys().copied().collect();
+        for request in open {
+            self.answered(ctx, request, false, false);
+        }
+    }
+
     pub(super) fn leading_event(&mut self, ctx: &mut Ctx, what: RoleEvent) {
         match what {
             RoleEvent::LeadTick => {
