@@ -77,6 +77,8 @@ pub(crate) struct Transaction {
     pub sends: Vec<TransactedSend>,
     pub acks: Vec<TransactedAck>,
     pub bytes: u64,
+    /// Something in it was sent before, and is not stored again.
+    pub repeats: bool,
     /// It went over its limit: it can only be rolled back.
     pub failed: bool,
 }

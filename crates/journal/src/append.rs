@@ -97,6 +97,8 @@ pub(crate) struct Core {
     pub(crate) chain_known: bool,
     /// Where the next batch begins unless it begins a file.
     next: Location,
+    /// It does, whether it would fit or not.
+    begins_file: bool,
     /// End of the newest batch that is closed or was there before.
     closed_end: Lsn,
     /// Where the open batch begins, if it has records.
@@ -145,6 +147,7 @@ impl Core {
             usual_bytes: 0,
             appended_bytes: 0,
             flushed_bytes: 0,
+            begins_file: false,
             file_bytes_max: options.file_bytes_max.into(),
             batch_bytes_max: options.batch_bytes_max as usize,
         }
@@ -338,7 +341,8 @@ impl Core {
             from = BATCH_OVERHEAD_BYTES;
         }
         let end = u64::from(self.next.offset) + (self.buffer.len() + END_MARK.len()) as u64;
-        self.start = if self.next.offset > 0 && end > self.file_bytes_max {
+        let begins_file = std::mem::take(&mut self.begins_file) || end > self.file_bytes_max;
+        self.start = if self.next.offset > 0 && begins_file {
             let file = self.next.file.checked_add(1).filter(|&file| i32::try_from(file).is_ok());
             let Some(file) = file else {
                 self.buffer.clear();
@@ -384,6 +388,14 @@ impl Appender {
     /// Locks the open batch. Keep the guard for the records at hand and no longer: never across I/O or a wait.
     pub fn lock(&self) -> AppendGuard<'_> {
         AppendGuard { shared: &self.shared, core: Some(self.shared.core()) }
+    }
+
+    /// What is appended from here on goes into the next data file, so that the one before can be copied or deleted.
+    pub fn begin_file(&self) {
+        let mut core = self.shared.core();
+        core.close_open();
+        core.begins_file = true;
+        self.shared.release(core);
     }
 
     /// So many batches wait to be written that producers should be held back. Appending still works.

@@ -292,6 +292,16 @@ impl Store {
         Ok(())
     }
 
+    /// Begins another data file with what comes next, if the one that is written to holds anything that is committed: then that can
+    /// be copied.
+    pub fn begin_file(&mut self) -> Result<(), StorageError> {
+        if self.appended_end.file() == self.commit.file() {
+            self.appender.begin_file();
+            self.append_collection(Vec::new())?;
+        }
+        Ok(())
+    }
+
     /// Appends the decision to delete data files.
     pub(crate) fn append_collection(&mut self, files: Vec<u32>) -> Result<Lsn, StorageError> {
         let record = CollectionRecord::new(files);

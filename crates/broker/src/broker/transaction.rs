@@ -82,6 +82,7 @@ impl Broker {
             && let Some(slot) = self.known_producer(by, &message, call)?
             && self.producers.is_duplicate(slot, message.id.sequence)
         {
+            self.grow(by, number, 0)?.repeats = true;
             return Ok(Outcome::Done);
         }
         let bytes = footprint(&message);
@@ -240,7 +241,12 @@ impl Broker {
                 }
             }
         }
-        Ok(end.map_or(Outcome::Done, Outcome::At))
+        match end {
+            Some(end) => Ok(Outcome::At(end)),
+            // What was sent before is appended, and perhaps not committed yet.
+            None if transaction.repeats => Ok(Outcome::At(call.storage.appended_end())),
+            None => Ok(Outcome::Done),
+        }
     }
 
     #[allow(clippy::too_many_arguments, reason = "what a commit is made of, gathered in the caller's lists")]

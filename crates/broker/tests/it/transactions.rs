@@ -36,6 +36,24 @@ fn sends_are_seen_together_at_the_commit_or_never() {
 }
 
 #[test]
+fn a_commit_of_what_was_sent_before_waits_for_that() {
+    let mut world = World::default();
+    world.connect("p");
+    let mut again = message("Q", "a");
+    again.id.producer = kahawai_message::ProducerId { connection: "p".into(), session: 1, value: 1 };
+    again.id.sequence = 1;
+    world.begin("p", 1);
+    world.send_message("p", again.clone(), Some(1));
+    let Outcome::At(end) = world.commit_transaction("p", 1) else { panic!() };
+    // Its answer was lost; the first commit may still be.
+    world.disconnect("p");
+    world.connect("q");
+    world.begin("q", 1);
+    world.send_message("q", again, Some(1));
+    assert!(matches!(world.commit_transaction("q", 1), Outcome::At(at) if at >= end));
+}
+
+#[test]
 fn acknowledgements_take_effect_at_the_commit_and_make_room_before() {
     let mut world = World::default();
     world.connect("p");

@@ -180,6 +180,17 @@ impl BulkSource {
         let reader = reign.reader();
         let sealed = spawn_blocking(move || reader.sealed_files(commit)).await.map_err(|e| e.to_string())?;
         let sealed = sealed.map_err(|e| crate::chain(&e))?;
+        if sealed.is_empty() {
+            // All that is left of the journal is the file that is written to, and nobody can begin in the middle.
+            let begun = reign.shared.with(|core| {
+                let begun = core.store.begin_file();
+                core.check(begun)
+            });
+            return Err(match begun {
+                Some(()) => "another data file is begun, so that there is one to copy".to_owned(),
+                None => "storage failed".to_owned(),
+            });
+        }
         let files: Vec<ManifestFile> = sealed.iter().map(described).collect();
         if files.len() > MANIFEST_FILES_MAX {
             let text = format!("{} data files, {MANIFEST_FILES_MAX} at most can be announced", files.len());

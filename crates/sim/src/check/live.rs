@@ -8,8 +8,12 @@ use crate::node::leading::Leading;
 use crate::node::{Node, Role};
 
 /// A known gap of the product: of a journal that has come down to the file that is written to, nothing can be fetched, and a store
-/// without anything cannot begin in the middle. It waits until the next file is begun.
+/// without anything cannot begin in the middle. Another file is begun then, but that takes a commit, and a primary that is suspended
+/// has none.
 fn waits_for_a_file(following: &Following, leading: &Leading) -> bool {
+    if !leading.is_suspended {
+        return false;
+    }
     let files = leading.store.journal().files();
     following.follower.journal().files().is_empty()
         && files.len() <= 1

@@ -211,6 +211,12 @@ impl Process {
         let leading = self.leading().ok_or("no longer the primary")?;
         let (commit, epoch) = (leading.committed, leading.epoch);
         let found = leading.store.reader().sealed_files(commit).map_err(|error| chain(&error))?;
+        if found.is_empty() {
+            let leading = self.leading().ok_or("no longer the primary")?;
+            leading.store.begin_file().map_err(|error| error.to_string())?;
+            self.journal_later(ctx);
+            return Err("another data file is begun, so that there is one to copy".to_owned());
+        }
         let files: Vec<ManifestFile> = found.iter().map(described).collect();
         grant(&mut self.leases, found.iter().map(|file| file.id).collect(), commit.file())?;
         Ok(SyncManifest {
