@@ -305,6 +305,14 @@ impl JournalReader {
         sealed(&self.shared.files, &*self.shared, up_to.min(self.durable_end()))
     }
 
+    /// Does the last of these files end where the file of `at` begins? If files between were deleted, nobody who has these can go on
+    /// with that one.
+    pub fn is_joined(&self, sealed: &[SealedFile], at: Lsn) -> Result<bool, ReadError> {
+        let start = Location::new(at.file(), 0).lsn();
+        let Some(last) = sealed.last() else { return Ok(false) };
+        Ok(self.chain_at(start)? == Some(last.end_chain))
+    }
+
     /// Bytes of a data file as they are, for copying it: as many as `buf` holds, fewer at the end of the file. Of the file
     /// that is written to, only what is durable.
     pub fn read_raw(&self, file: u32, offset: u64, buf: &mut [u8]) -> Result<usize, ReadError> {

@@ -178,10 +178,14 @@ impl BulkSource {
         self.grant(sync_id, replica, BTreeSet::new(), 0)?;
         let commit = reign.commit();
         let reader = reign.reader();
-        let sealed = spawn_blocking(move || reader.sealed_files(commit)).await.map_err(|e| e.to_string())?;
-        let sealed = sealed.map_err(|e| crate::chain(&e))?;
-        if sealed.is_empty() {
-            // All that is left of the journal is the file that is written to, and nobody can begin in the middle.
+        let reading = spawn_blocking(move || {
+            let sealed = reader.sealed_files(commit)?;
+            let is_joined = reader.is_joined(&sealed, commit)?;
+            Ok::<_, kahawai_journal::ReadError>((sealed, is_joined))
+        });
+        let (sealed, is_joined) = reading.await.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))?;
+        if !is_joined {
+            // The file before the one that is written to is deleted, and nobody can begin in the middle.
             let begun = reign.shared.with(|core| {
                 let begun = core.store.begin_file();
                 core.check(begun)

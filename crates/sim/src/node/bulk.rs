@@ -211,7 +211,8 @@ impl Process {
         let leading = self.leading().ok_or("no longer the primary")?;
         let (commit, epoch) = (leading.committed, leading.epoch);
         let found = leading.store.reader().sealed_files(commit).map_err(|error| chain(&error))?;
-        if found.is_empty() {
+        let is_joined = leading.store.reader().is_joined(&found, commit).map_err(|error| chain(&error))?;
+        if !is_joined {
             let leading = self.leading().ok_or("no longer the primary")?;
             leading.store.begin_file().map_err(|error| error.to_string())?;
             self.journal_later(ctx);
