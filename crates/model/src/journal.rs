@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
 use kahawai_kdbr::EpochStart;
-use kahawai_replication::{EpochHistory, PrimaryLog};
+use kahawai_replication::{ChainAt, EpochHistory, PrimaryLog};
 use kahawai_types::{Epoch, Lsn};
 
 use crate::invariant::{Invariant, Outcome, ensure};
@@ -84,6 +84,12 @@ impl Journal {
         self.chain_at(self.len()).unwrap_or_default()
     }
 
+    /// What a primary finds when it looks for a chain: there is one file.
+    pub(crate) fn find(&self, at: Lsn, chain: u64) -> ChainAt {
+        let place = (1..=self.len()).find(|&count| self.chain_at(count) == Some(chain)).map(lsn);
+        ChainAt { at, place, file_end: (self.len() > 0).then(|| (self.end(), self.chain())) }
+    }
+
     pub(crate) fn history(&self) -> EpochHistory {
         let mut starts: Vec<EpochStart> = Vec::new();
         for (index, batch) in self.0.iter().enumerate() {
@@ -105,6 +111,7 @@ impl Journal {
             chain_before: 0,
             end: self.end(),
             chain_at_end: self.chain(),
+            commit: self.end(),
             has_imported_files: false,
         }
     }

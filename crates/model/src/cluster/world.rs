@@ -1,14 +1,12 @@
 //! What a step does to the world: the machines are asked, and what they say is carried out, in order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kahawai_election::{
     CasResult, ClusterRecord, Condition, Effect, Elector, Event, Local, Phase, ProviderEvent, Refusal,
     Request, Settings,
 };
-use kahawai_replication::{
-    ChainAt, Match, Primary, PrimaryEffect, PrimaryEvent, ReplicaLog, SessionId, decide,
-};
+use kahawai_replication::{Match, Primary, PrimaryEffect, PrimaryEvent, ReplicaLog, SessionId, decide};
 use kahawai_types::{BootId, ClusterId, Epoch, Lsn, Millis};
 
 use super::node::{Feeding, Following, Leader, Node, Process, Role};
@@ -82,6 +80,7 @@ impl World {
             minimum_replicas: start.minimum,
             epoch_start: None,
             members: BTreeMap::new(),
+            removed: BTreeSet::new(),
             unclean_generation: 0,
             successor: None,
             last_op: 0,
@@ -556,6 +555,8 @@ impl World {
         for effect in effects {
             let Some(leader) = self.nodes[node].leader_mut() else { return Ok(()) };
             match effect {
+                // It waits for its own disk; that it may step down instead is another thing that happens.
+                PrimaryEffect::Stalled { .. } => {}
                 PrimaryEffect::Commit(at) => {
                     let at = count(at);
                     ensure(at > leader.commit, Invariant::I9, || {
@@ -743,9 +744,8 @@ impl World {
         };
         let source = ours.for_primary();
         let mut verdict = decide(&source, &log, None, &model.replication);
-        if let Match::NeedChain { at } = verdict {
-            let answer = ChainAt { at, chain: ours.chain_at(count(at)) };
-            verdict = decide(&source, &log, Some(answer), &model.replication);
+        if let Match::NeedChain { at, chain } = verdict {
+            verdict = decide(&source, &log, Some(ours.find(at, chain)), &model.replication);
         }
         let (common, cuts) = match verdict {
             Match::StreamFrom(common) => (count(common.lsn), false),

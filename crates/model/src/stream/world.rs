@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use bytes::BytesMut;
 use kahawai_kdbr::{ErrorCode, ErrorFrame, Frame};
 use kahawai_replication::{
-    ChainAt, LocalLog, Primary, PrimaryEffect, PrimaryEvent, SessionId, SinkEffect, SinkEvent, SinkOptions,
+    LocalLog, Primary, PrimaryEffect, PrimaryEvent, SessionId, SinkEffect, SinkEvent, SinkOptions,
     SinkSession, SourceEffect, SourceEvent, SourceOptions, SourceSession,
 };
 use kahawai_types::{BootId, Epoch, Lsn, Millis};
@@ -533,6 +533,8 @@ impl StreamWorld {
         for effect in effects {
             let Some(leader) = self.nodes[node].leader_mut() else { return Ok(()) };
             match effect {
+                // It waits for its own disk; that it may step down instead is another thing that happens.
+                PrimaryEffect::Stalled { .. } => {}
                 PrimaryEffect::Commit(at) => {
                     let at = count(at);
                     ensure(at > leader.commit, Invariant::I9, || {
@@ -588,9 +590,9 @@ impl StreamWorld {
                         connection.to_replica.push_back(Wire(frame));
                     }
                 }
-                SourceEffect::NeedChain { at } => {
-                    let chain = self.nodes[primary].journal.chain_at(count(at));
-                    self.source(model, id, SourceEvent::Chain(ChainAt { at, chain }))?;
+                SourceEffect::NeedChain { at, chain } => {
+                    let found = self.nodes[primary].journal.find(at, chain);
+                    self.source(model, id, SourceEvent::Chain(found))?;
                 }
                 SourceEffect::Attached { durable } => {
                     let boot = boot_id(replica, boot);
