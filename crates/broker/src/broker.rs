@@ -142,6 +142,8 @@ pub struct Broker {
     selecting_last: u64,
     transactions_bytes: u64,
     blocked: BTreeMap<ConnectionKey, BlockReason>,
+    /// The end of what the store held in the beginning. A store that takes over may not know that all of it is committed.
+    recovered_end: Lsn,
 }
 
 impl Broker {
@@ -181,6 +183,7 @@ impl Broker {
             selecting_last: 0,
             transactions_bytes: 0,
             blocked: BTreeMap::new(),
+            recovered_end: Lsn::ZERO,
             options,
         }
     }

@@ -21,6 +21,7 @@ impl Broker {
     ///
     /// The store cannot be read.
     pub fn recover(&mut self, now: Millis, storage: &mut dyn Storage) -> Result<(), StorageError> {
+        self.recovered_end = storage.appended_end();
         for (key, name, subscriptions) in storage.destinations() {
             let place_key = self.insert_place(Place::new(name, Some(key), None));
             for info in subscriptions {

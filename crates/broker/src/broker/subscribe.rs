@@ -223,12 +223,14 @@ impl Broker {
                 && durable.no_local == subscribe.no_local
                 && durable.subscribed == subscribe.destination;
         }
-        let mut end = None;
+        // One that was there before is confirmed once it is sure to stay.
+        let recovered_end = self.recovered_end;
+        let mut end = (recovered_end > call.storage.committed()).then_some(recovered_end);
         if !known {
             // Found before anything is ended: a refusal leaves the old one as it was.
             let places = self.wanted_places(consumer.connection, &consumer.wanted, call)?;
             // Another selector is another subscription: what was kept for the old one is gone, as in ActiveMQ.
-            end = self.end_durable(&key, call)?;
+            end = end.max(self.end_durable(&key, call)?);
             let durable = Durable {
                 key: Arc::clone(&key),
                 wanted: consumer.wanted.clone(),
