@@ -83,6 +83,8 @@ class Network:
 
     def __exit__(self, *_):
         for name in self.made:
+            # The pair goes by itself with its namespace, but some time later, and the next test may want the name.
+            subprocess.run(["ip", "link", "delete", f"kw{self.tag}-{name}"], capture_output=True, check=False)
             ip("netns", "delete", self.namespace(name))
         subprocess.run(["ip", "link", "delete", self.bridge], capture_output=True, check=False)
 
