@@ -25,23 +25,8 @@ mod signal;
 mod threads;
 mod tls;
 
-/// An error with everything that it comes from, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Transparent errors repeat what they wrap, and some name their cause themselves.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
 pub use cluster::{ClusterNode, ClusterOptions, OpenProvider, PeerTls, PeerTlsFiles, Protection, Said};
+pub use kahawai_shipping::chain;
 pub use node::{Node, NodeError, NodeOptions};
 pub use serving::{Listening, StompListener};
 pub use tls::TlsError;

@@ -25,6 +25,7 @@ const MACHINES: &[&str] = &[
     "message",
     "replication",
     "selector",
+    "shipping",
     "stomp",
     "store",
     "types",
@@ -49,6 +50,8 @@ const ALLOWED: &[(&str, &[&[&str]])] = &[
     ("env", &[&["types"]]),
     ("journal", &[&["env", "types", "wire"]]),
     ("store", &[&["env", "journal", "kahadb", "message", "types", "wire"]]),
+    // log shipping: machines and storage together
+    ("shipping", &[&["env", "journal", "kdbr", "replication", "store", "types"]]),
     // process
     ("config", &[&["types"]]),
     ("election-zookeeper", &[&["election", "types"]]),

@@ -11,21 +11,17 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use kahawai_env::{Clock, Entropy, File, Files, OpenMode, OsEntropy, read_full_at};
-use kahawai_journal::{
-    Chain, INCOMING_DIRECTORY, JournalReader, SealedFile, incoming_name, read_small_file, replace_file,
-    verify_file,
-};
+use bytes::BytesMut;
+use kahawai_env::{Clock, Entropy, Files, OsEntropy};
+use kahawai_journal::JournalReader;
 use kahawai_kdbr::{
-    CHUNK_BYTES_MAX, Decoder, EpochStart, ErrorCode, ErrorFrame, FRAME_HEAD_BYTES, FileChunk, FileKind,
-    FileTransfer, FileTransferResponse, Frame, HEADER_BYTES_MAX, MANIFEST_FILES_MAX, ManifestFile, Role,
-    SyncId, SyncManifest, TransferStatus,
+    CHUNK_BYTES_MAX, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse, Frame,
+    MANIFEST_FILES_MAX, ManifestFile, Role, SyncId, SyncManifest, TransferStatus,
 };
 use kahawai_replication::sync::{
-    CHUNK_BYTES, FileIdentity, FileKey, Leases, Progress, Range, Resume, TokenBucket, Transfers,
-    TransfersOptions, plan,
+    CHUNK_BYTES, FileIdentity, Leases, Progress, Range, TokenBucket, Transfers, TransfersOptions,
 };
+use kahawai_shipping::{ResumeLog, described, open_incoming, prepare, read_chunk, verify};
 use kahawai_types::{Epoch, Location, Millis, ReplicaId};
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{debug, info, warn};
@@ -39,10 +35,6 @@ use crate::core::unpoisoned;
 const LEASE_MS: u32 = 30_000;
 /// Room that a bandwidth limit lets through at once.
 const BURST_BYTES: u64 = 1 << 20;
-/// What was fetched, for the next attempt.
-const RESUME_FILE: &str = "replication/incoming/resume";
-/// What is being installed.
-const MANIFEST_FILE: &str = "replication/incoming/manifest";
 /// Over so much time the primary measures how fast a replica copies.
 const PACE_MS: Millis = 10_000;
 /// How often progress is said.
@@ -362,67 +354,6 @@ impl Drop for Counted<'_> {
     }
 }
 
-fn read_chunk(reader: &JournalReader, id: u32, offset: u64, length: usize) -> Result<Bytes, String> {
-    let mut buffer = BytesMut::zeroed(length);
-    let mut have = 0;
-    while have < length {
-        let rest = buffer.get_mut(have..).unwrap_or_default();
-        match reader.read_raw(id, offset + have as u64, rest).map_err(|e| crate::chain(&e))? {
-            0 => break,
-            read => have += read,
-        }
-    }
-    buffer.truncate(have);
-    Ok(buffer.freeze())
-}
-
-fn described(file: &SealedFile) -> ManifestFile {
-    ManifestFile {
-        kind: FileKind::Journal,
-        id: file.id,
-        length: file.length,
-        first_epoch: file.first_epoch,
-        start_chain: file.start_chain.0,
-        end_chain: file.end_chain.0,
-    }
-}
-
-/// The data files of a manifest, as the journal knows them.
-pub(crate) fn sealed(manifest: &SyncManifest) -> Vec<SealedFile> {
-    let journals = manifest.files.iter().filter(|file| file.kind == FileKind::Journal);
-    journals
-        .map(|file| SealedFile {
-            id: file.id,
-            length: file.length,
-            first_epoch: file.first_epoch,
-            start_chain: Chain(file.start_chain),
-            end_chain: Chain(file.end_chain),
-        })
-        .collect()
-}
-
-/// Where epochs began, as peers are told. What ActiveMQ wrote is nobody's epoch.
-pub(crate) fn history_for_peers(
-    epochs: impl IntoIterator<Item = kahawai_journal::EpochStart>,
-) -> impl Iterator<Item = EpochStart> {
-    let ours = epochs.into_iter().filter(|start| start.epoch.0 > 0);
-    ours.map(|start| EpochStart {
-        epoch: start.epoch,
-        start: start.start,
-        chain_before: start.chain_before.0,
-    })
-}
-
-/// Where epochs began, as a peer says.
-pub(crate) fn history_of_peer(epochs: &[EpochStart]) -> Vec<kahawai_journal::EpochStart> {
-    let starts = epochs.iter().map(|start| kahawai_journal::EpochStart {
-        epoch: start.epoch,
-        start: start.start,
-        chain_before: Chain(start.chain_before),
-    });
-    starts.collect()
-}
-
 /// How a replica's synchronisation is, for its status and its lease.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SinkProgress {
@@ -450,28 +381,12 @@ pub(crate) struct BulkSink {
 /// What all transfer connections of one synchronisation share.
 struct Fetching {
     transfers: Mutex<Transfers>,
-    log: Mutex<Log>,
+    log: Mutex<ResumeLog>,
     files: Arc<dyn Files>,
     clock: Arc<dyn Clock>,
     epoch: Epoch,
     sync_id: SyncId,
     changed: tokio::sync::Notify,
-}
-
-/// The resume log.
-struct Log {
-    resume: Resume,
-    file: Arc<dyn File>,
-    end: u64,
-}
-
-impl Log {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_at(bytes, self.end)?;
-        self.file.sync_data()?;
-        self.end += bytes.len() as u64;
-        Ok(())
-    }
 }
 
 impl BulkSink {
@@ -559,24 +474,7 @@ impl BulkSink {
     }
 
     fn prepare(&self, manifest: &SyncManifest) -> Result<Fetching, String> {
-        let text = |e: io::Error| format!("{}: {e}", self.files.describe(INCOMING_DIRECTORY));
-        self.files.create_directory(INCOMING_DIRECTORY).map_err(text)?;
-        let held = self.reader.sealed_files(self.reader.durable_end()).map_err(|e| crate::chain(&e))?;
-        let held: Vec<FileIdentity> = held.iter().map(|file| FileIdentity::from(&described(file))).collect();
-        let is_new = !self.files.exists(RESUME_FILE).map_err(text)?;
-        let file = self.files.open(RESUME_FILE, OpenMode::Write).map_err(text)?;
-        let mut bytes = vec![0; usize::try_from(file.len().map_err(text)?).unwrap_or(0)];
-        read_full_at(&*file, &mut bytes, 0).map_err(text)?;
-        let (resume, valid) = Resume::decode(&bytes);
-        let mut log = Log { resume, file, end: valid as u64 };
-        if valid == 0 {
-            log.append(&Resume::header()).map_err(text)?;
-        }
-        if is_new {
-            self.files.sync_directory(INCOMING_DIRECTORY).map_err(text)?;
-            self.files.sync_directory("replication").map_err(text)?;
-        }
-        let plan = plan(manifest, &held, &log.resume).map_err(|e| e.to_string())?;
+        let (plan, log) = prepare(&self.files, &self.reader, manifest)?;
         let now = boot_ms(&*self.clock);
         let options = TransfersOptions {
             sessions_max: self.sessions.min(manifest.sessions_max).max(1),
@@ -604,25 +502,7 @@ impl BulkSink {
     /// Whether what came is what was announced; what is not is fetched again next time.
     fn verify(&self, manifest: &SyncManifest, fetching: &Fetching) -> Result<(), String> {
         let complete: Vec<FileIdentity> = unpoisoned(&fetching.transfers).complete().collect();
-        let mut bad = None;
-        for file in sealed(manifest) {
-            let Some(identity) = complete.iter().find(|identity| identity.key.id == file.id) else {
-                continue;
-            };
-            let path = incoming_name(identity.key.id);
-            if let Err(problem) = verify_file(&self.files, &path, &file) {
-                warn!(file = file.id, %problem, "a received file is not what was announced");
-                let mut out = BytesMut::new();
-                let mut log = unpoisoned(&fetching.log);
-                log.resume.forget(identity, &mut out);
-                log.append(&out).map_err(|e| e.to_string())?;
-                bad = Some(crate::chain(&problem));
-            }
-        }
-        match bad {
-            Some(problem) => Err(problem),
-            None => self.files.sync_directory(INCOMING_DIRECTORY).map_err(|e| e.to_string()),
-        }
+        verify(&self.files, manifest, &complete, &mut unpoisoned(&fetching.log))
     }
 }
 
@@ -746,18 +626,6 @@ impl Fetching {
     }
 }
 
-fn open_incoming(files: &Arc<dyn Files>, key: FileKey) -> io::Result<Arc<dyn File>> {
-    let name = incoming_name(key.id);
-    let is_new = !files.exists(&name)?;
-    let file = files.open(&name, OpenMode::Write)?;
-    if is_new {
-        // Before the log says that something is in it.
-        files.sync_directory(INCOMING_DIRECTORY)?;
-    }
-    Ok(file)
-}
-
-/// Why a transfer connection ended early.
 enum Trouble {
     /// Another one may do better.
     Again(String),
@@ -786,90 +654,10 @@ impl From<io::Error> for Trouble {
     }
 }
 
-/// Remembers what is about to be installed: a crash half way is finished with it. A crash in here leaves nothing, or all of it.
-pub(crate) fn keep_manifest(files: &Arc<dyn Files>, manifest: &SyncManifest) -> io::Result<()> {
-    let mut out = BytesMut::new();
-    Frame::SyncManifest(manifest.clone()).encode(&mut out);
-    // All of it or none: a store that is being changed cannot be opened without.
-    replace_file(files, MANIFEST_FILE, &out)
-}
-
-/// What was being installed when the process ended.
-pub(crate) fn kept_manifest(files: &Arc<dyn Files>) -> io::Result<Option<SyncManifest>> {
-    let kept = read_small_file(files, MANIFEST_FILE, FRAME_HEAD_BYTES + HEADER_BYTES_MAX)?;
-    let Some(kept) = kept else { return Ok(None) };
-    let mut bytes = BytesMut::from(&kept[..]);
-    let mut decoder = Decoder::default();
-    decoder.authenticated();
-    match decoder.decode(&mut bytes) {
-        Ok(Some(Frame::SyncManifest(manifest))) => Ok(Some(manifest)),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a manifest")),
-    }
-}
-
-/// What was fetched is in place.
-pub(crate) fn forget(files: &Arc<dyn Files>) -> io::Result<()> {
-    for name in [RESUME_FILE, MANIFEST_FILE] {
-        if files.exists(name)? {
-            files.remove(name)?;
-        }
-    }
-    files.sync_directory(INCOMING_DIRECTORY)
-}
-
 #[cfg(test)]
 mod tests {
-    use kahawai_testkit::MemoryFiles;
-    use kahawai_types::Lsn;
 
     use super::*;
-
-    fn manifest() -> SyncManifest {
-        let file = |id| ManifestFile {
-            kind: FileKind::Journal,
-            id,
-            length: 100,
-            first_epoch: Epoch(1),
-            start_chain: 7,
-            end_chain: 8,
-        };
-        SyncManifest {
-            epoch: Epoch(2),
-            sync_id: SyncId(3),
-            files: (1..200).map(file).collect(),
-            stream_start: Lsn(9),
-            commit: Lsn(9),
-            total_bytes: 19_900,
-            lease_ms: LEASE_MS,
-            sessions_max: 4,
-        }
-    }
-
-    /// A start that finds half a manifest would not know what it was doing.
-    #[test]
-    fn a_manifest_is_kept_as_a_whole_or_not_at_all() {
-        let (mut none, mut whole) = (0, 0);
-        for seed in 0..20 {
-            for stop in 0.. {
-                let memory = MemoryFiles::new();
-                let files: Arc<dyn Files> = Arc::new(memory.clone());
-                memory.die_after(stop);
-                let done = keep_manifest(&files, &manifest()).is_ok();
-                let after: Arc<dyn Files> = Arc::new(memory.crash(seed * 100 + stop));
-                let kept = kept_manifest(&after).expect("readable");
-                assert!(kept.as_ref().is_none_or(|kept| *kept == manifest()), "seed {seed}, stop {stop}");
-                none += usize::from(kept.is_none());
-                whole += usize::from(kept.is_some());
-                if done {
-                    assert!(kept.is_some(), "seed {seed}");
-                    forget(&after).expect("forgotten");
-                    assert_eq!(kept_manifest(&after).expect("readable"), None);
-                    break;
-                }
-            }
-        }
-        assert!(none > 0 && whole > 20, "{none} times nothing, {whole} times all");
-    }
 
     #[test]
     fn the_pace_of_a_copy_is_that_of_the_last_seconds() {
@@ -891,16 +679,5 @@ mod tests {
         }
         let told = copy.told(50_000, 4);
         assert_eq!((told.bytes_per_s, told.eta_ms), (0, None));
-    }
-
-    #[test]
-    fn a_history_comes_back_without_what_activemq_wrote() {
-        let start = |epoch| kahawai_journal::EpochStart {
-            epoch: Epoch(epoch),
-            start: Lsn(epoch * 10),
-            chain_before: Chain(epoch * 100),
-        };
-        let told: Vec<EpochStart> = history_for_peers([start(0), start(3), start(4)]).collect();
-        assert_eq!(history_of_peer(&told), [start(3), start(4)]);
     }
 }

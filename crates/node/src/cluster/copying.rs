@@ -7,15 +7,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use kahawai_env::{Clock, Files};
 use kahawai_journal::Chain;
-use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Role, SyncId, SyncManifest};
-use kahawai_replication::{EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing};
+use kahawai_kdbr::{ErrorCode, ErrorFrame, Frame, NodeState, Role, SyncId, SyncManifest};
+use kahawai_replication::{LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing};
+use kahawai_shipping::{Held, history_of_peer, local_log};
 use kahawai_store::{Identity, generation};
-use kahawai_types::{ClusterId, Epoch, Location, Lsn, ReplicaId};
+use kahawai_types::{ClusterId, Epoch, Lsn, ReplicaId};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::bulk::{BulkSink, history_for_peers, history_of_peer};
+use super::bulk::BulkSink;
 use super::following::{FollowingThreads, Said, Work};
 use super::net::{Connected, Credentials, FrameWriter, dial};
 use super::peer_tls::Protection;
@@ -180,22 +181,9 @@ impl Copying {
         let (known_commit, applied) = (following.committed(), following.applied());
         let (reader, files) =
             following.with(|follower| (follower.reader(), follower.journal().files())).ok_or_else(gone)?;
-        let epochs = spawn_blocking(move || reader.epochs()).await.map_err(|e| e.to_string())?;
-        let starts: Vec<EpochStart> = history_for_peers(epochs.map_err(|e| crate::chain(&e))?).collect();
-        let first = files.first().map(|file| Location::new(file.id, 0).lsn());
-        Ok(LocalLog {
-            history: EpochHistory::new(starts).map_err(|e| e.to_string())?,
-            first_lsn: first.unwrap_or(Lsn::ZERO),
-            // Nothing was ever written: the next place is no end.
-            end: if first.is_some() { end } else { Lsn::ZERO },
-            durable: if first.is_some() { end } else { Lsn::ZERO },
-            chain_at_end: chain.unwrap_or_default().0,
-            known_commit: if first.is_some() { known_commit } else { Lsn::ZERO },
-            applied: if first.is_some() { applied } else { Lsn::ZERO },
-            is_foreign_tail: false,
-            // Unknown: no primary's is higher.
-            unclean_generation: generation.unwrap_or(u64::MAX),
-        })
+        let held = Held { first_file: files.first().map(|file| file.id), end, chain, known_commit, applied };
+        let read = spawn_blocking(move || local_log(&reader, held, generation));
+        read.await.map_err(|e| e.to_string())?
     }
 }
 

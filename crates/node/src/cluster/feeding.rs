@@ -7,20 +7,18 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use kahawai_election::{Event, Member, Request};
-use kahawai_journal::{Batches, Chain, JournalReader, ReadError};
-use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Peer};
+use kahawai_kdbr::{ErrorCode, ErrorFrame, Frame, NodeState, Peer};
 use kahawai_replication::{
-    ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SourceEffect, SourceEvent, SourceOptions,
-    SourceSession, Vitals,
+    Next, PrimaryEvent, PrimaryLog, SourceEffect, SourceEvent, SourceOptions, SourceSession, Vitals,
 };
-use kahawai_types::{Location, Lsn, Millis, NodeId, ReplicaId};
+use kahawai_shipping::{FromFiles, find_chain, primary_log};
+use kahawai_types::{Lsn, Millis, NodeId, ReplicaId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 
-use super::bulk::{BulkSource, history_for_peers};
+use super::bulk::BulkSource;
 use super::electing::Election;
 use super::net::{Connected, FrameReader, FrameWriter, NetError};
 use super::reign::{Reign, boot_ms};
@@ -145,67 +143,9 @@ async fn log(feeding: &Feeding) -> Result<PrimaryLog, (ErrorCode, String)> {
     let reader = reign.reader();
     let files: Vec<u32> =
         reign.shared.with(|core| core.store.journal().files()).into_iter().map(|file| file.id).collect();
-    let contiguous_from = contiguous(&files, sealed.end.file());
-    let read = spawn_blocking(move || -> Result<_, ReadError> {
-        let first = Location::new(contiguous_from, 0).lsn();
-        Ok((reader.epochs()?, reader.chain_at(first)?))
-    });
-    let read = read.await.map_err(|e| busy(e.to_string()))?;
-    let (epochs, chain) = read.map_err(|e| busy(crate::chain(&e)))?;
-    if let Some(foreign) =
-        epochs.iter().find(|start| start.epoch.0 == 0 && files.contains(&start.start.file()))
-    {
-        // Which number a message of ActiveMQ's has is in ActiveMQ's index, which is not copied. A replica that counts
-        // otherwise would acknowledge other messages.
-        let text = format!(
-            "data file {} was written by ActiveMQ: a journal is copied once it is Kahawai's own. Consume what is left in such \
-             files, or move it to another broker; `kahawai store why-retained` lists what keeps them",
-            foreign.start.file()
-        );
-        return Err((ErrorCode::Diverged, text));
-    }
-    let chain_before = match (chain, sealed.marker) {
-        (Some(chain), _) => chain.0,
-        // Our marker begins the file, and is not flushed yet.
-        (None, Some((start, chain))) if start.file() == contiguous_from && start.offset() == 0 => chain,
-        (None, _) => return Err(busy(format!("the chain before data file {contiguous_from} is not known"))),
-    };
-    let mut starts: Vec<EpochStart> =
-        history_for_peers(epochs).filter(|start| start.epoch < reign.epoch).collect();
-    if let Some((start, chain_before)) = sealed.marker {
-        starts.push(EpochStart { epoch: reign.epoch, start, chain_before });
-    }
-    let history = EpochHistory::new(starts).map_err(|e| busy(e.to_string()))?;
-    Ok(PrimaryLog {
-        history,
-        contiguous_from,
-        chain_before,
-        end: sealed.end,
-        chain_at_end: sealed.chain,
-        commit: reign.commit(),
-        has_imported_files: false,
-    })
-}
-
-/// The first file of those that follow each other up to the newest.
-fn contiguous(files: &[u32], newest: u32) -> u32 {
-    let mut first = newest;
-    for &id in files.iter().rev().filter(|&&id| id < newest) {
-        if id + 1 != first {
-            break;
-        }
-        first = id;
-    }
-    first
-}
-
-/// What our journal has of a replica's.
-fn find_chain(reader: &JournalReader, at: Lsn, chain: u64) -> Result<ChainAt, String> {
-    if at > reader.durable_end() {
-        return Err(format!("{at} is not flushed here yet"));
-    }
-    let found = reader.find_chain(at, Chain(chain)).map_err(|problem| crate::chain(&problem))?;
-    Ok(ChainAt { at, place: found.place, file_end: found.file_end.map(|(end, chain)| (end, chain.0)) })
+    let (epoch, commit) = (reign.epoch, reign.commit());
+    let read = spawn_blocking(move || primary_log(&reader, &files, sealed, epoch, commit));
+    read.await.map_err(|e| busy(e.to_string()))?
 }
 
 struct Hearing {
@@ -456,9 +396,9 @@ async fn feed(
                     Some(piece)
                 }
                 Some(Err(())) => {
-                    let from = files.take().unwrap_or_else(|| FromFiles::new(&reign.reader(), at));
-                    let (read, rest) =
-                        spawn_blocking(move || from.next()).await.map_err(std::io::Error::other)?;
+                    let mut from = files.take().unwrap_or_else(|| FromFiles::new(&reign.reader(), at));
+                    let reading = spawn_blocking(move || (from.piece(UPDATE_BYTES_MAX), from));
+                    let (read, rest) = reading.await.map_err(std::io::Error::other)?;
                     files = Some(rest);
                     match read {
                         Ok(Some(piece)) => Some(piece),
@@ -515,64 +455,6 @@ async fn feed(
     }
 }
 
-/// Reads what is no longer in the ring.
-struct FromFiles {
-    /// Where the next batch follows.
-    at: Lsn,
-    batches: Batches,
-    ahead: Option<kahawai_journal::BatchView>,
-    /// Before the next batch, where it does not say so itself.
-    chain: Option<u64>,
-}
-
-type Piece = (Lsn, u64, Lsn, Bytes);
-
-impl FromFiles {
-    fn new(reader: &JournalReader, at: Lsn) -> Self {
-        let chain = reader.chain_at(at).ok().flatten().map(|chain| chain.0);
-        Self { at, batches: reader.batches(at), ahead: None, chain }
-    }
-
-    /// Whole batches that follow each other in one file.
-    fn next(mut self) -> (Result<Option<Piece>, String>, Self) {
-        let piece = self.piece();
-        (piece, self)
-    }
-
-    fn batch(&mut self) -> Result<Option<kahawai_journal::BatchView>, String> {
-        match self.ahead.take() {
-            Some(batch) => Ok(Some(batch)),
-            None => self.batches.next().transpose().map_err(|problem: ReadError| crate::chain(&problem)),
-        }
-    }
-
-    fn piece(&mut self) -> Result<Option<Piece>, String> {
-        let Some(first) = self.batch()? else { return Ok(None) };
-        let start = first.lsn;
-        let prev_chain = first.stamp.as_ref().map(|stamp| stamp.prev_chain.0).or(self.chain);
-        let prev_chain = prev_chain.ok_or_else(|| format!("the chain before {start} is not known"))?;
-        // Files go as soon as nobody in sync needs them.
-        if start != self.at && self.chain != Some(prev_chain) {
-            return Err(format!("data files before {start} were deleted, whoever lacks them synchronises"));
-        }
-        let mut end = first.end();
-        self.chain = first.chain.map(|chain| chain.0);
-        let mut body = BytesMut::from(&first.bytes[..]);
-        while (body.len() as u64) < UPDATE_BYTES_MAX {
-            let Some(next) = self.batch()? else { break };
-            if next.lsn != end {
-                self.ahead = Some(next);
-                break;
-            }
-            end = next.end();
-            self.chain = next.chain.map(|chain| chain.0);
-            body.extend_from_slice(&next.bytes);
-        }
-        self.at = end;
-        Ok(Some((start, prev_chain, end, body.freeze())))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -604,13 +486,5 @@ mod tests {
         }
         assert!(trail.ends.len() <= TRAIL_MAX);
         assert!(trail.behind_ms(20_000 + 9_000_000) >= 9_000_000);
-    }
-
-    #[test]
-    fn files_are_contiguous_back_to_the_first_gap() {
-        assert_eq!(contiguous(&[1, 2, 4, 5, 6], 6), 4);
-        assert_eq!(contiguous(&[1, 2, 3], 3), 1);
-        assert_eq!(contiguous(&[1, 2, 3], 4), 1, "the newest file may not have a flushed batch yet");
-        assert_eq!(contiguous(&[], 7), 7);
     }
 }

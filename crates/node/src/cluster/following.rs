@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kahawai_env::Clock;
-use kahawai_journal::{CONTROL_BYTES, Chain, Control, CopyError, Preparer, Writer};
+use kahawai_journal::{Chain, CopyError, Preparer, Writer};
+use kahawai_shipping::split;
 use kahawai_store::Follower;
 use kahawai_types::Lsn;
 use tokio::sync::{mpsc, oneshot};
@@ -182,20 +183,6 @@ impl FollowingRest {
     pub(crate) fn join(self) {
         let _ = self.0.join();
     }
-}
-
-/// Cuts a body into its batches.
-fn split(mut at: Lsn, mut body: Bytes, out: &mut Vec<(Lsn, Bytes)>) -> Result<(), String> {
-    while !body.is_empty() {
-        let control = Control::decode(&body).ok_or_else(|| format!("there is no batch at {at}"))?;
-        let bytes = CONTROL_BYTES + control.payload_bytes as usize;
-        if bytes > body.len() {
-            return Err(format!("the batch at {at} has {bytes} bytes, {} came", body.len()));
-        }
-        out.push((at, body.split_to(bytes)));
-        at = Lsn(at.0 + bytes as u64);
-    }
-    Ok(())
 }
 
 fn copy(

@@ -500,7 +500,7 @@ impl Run {
             Ended::Install(manifest, epochs) => {
                 self.set_state(StoreState::Syncing).await?;
                 let keep = Arc::clone(&files);
-                spawn_blocking(move || bulk::keep_manifest(&keep, &manifest))
+                spawn_blocking(move || kahawai_shipping::keep_manifest(&keep, &manifest))
                     .await
                     .map_err(joined)?
                     .map_err(|e| NodeError::Storage(e.to_string()))?;
@@ -527,23 +527,14 @@ impl Run {
 
     async fn install(&self, epochs: Vec<kahawai_journal::EpochStart>) -> Result<(), NodeError> {
         let files = Arc::clone(&self.files);
-        let installing = spawn_blocking(move || -> Result<(), String> {
-            let text = |e: std::io::Error| e.to_string();
-            if let Some(manifest) = bulk::kept_manifest(&files).map_err(text)? {
-                let installed = kahawai_store::install(&files, &bulk::sealed(&manifest));
-                let installed = installed.map_err(|e| crate::chain(&e))?;
-                info!(
-                    installed = installed.installed.len(),
-                    removed = installed.removed.len(),
-                    "the primary's files are in place"
-                );
-            }
-            if !epochs.is_empty() {
-                kahawai_journal::record_epochs(&files, &epochs).map_err(text)?;
-            }
-            bulk::forget(&files).map_err(text)
-        });
-        installing.await.map_err(joined)?.map_err(NodeError::Storage)?;
+        let installing = spawn_blocking(move || kahawai_shipping::install(&files, &epochs));
+        if let Some((_, installed)) = installing.await.map_err(joined)?.map_err(NodeError::Storage)? {
+            info!(
+                installed = installed.installed.len(),
+                removed = installed.removed.len(),
+                "the primary's files are in place"
+            );
+        }
         self.set_state(StoreState::Clean).await
     }
 

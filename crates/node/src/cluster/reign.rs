@@ -15,6 +15,7 @@ use tracing::info;
 
 use crate::core::{Shared, unpoisoned};
 use crate::threads::Copies;
+use kahawai_shipping::Sealed;
 
 /// Recent batches that replicas are fed from; who is further behind reads the files.
 const RING_BYTES_MAX: usize = 64 << 20;
@@ -32,17 +33,6 @@ pub(crate) enum Wanted {
     Resumed,
     /// Our own disk has flushed nothing for so many milliseconds, and a replica's has: somebody else should lead.
     Stalled(Millis),
-}
-
-/// How far the journal goes, flushed or not.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Sealed {
-    /// Its end.
-    pub(crate) end: Lsn,
-    /// The chain there.
-    pub(crate) chain: u64,
-    /// Our marker's batch, once there is one, with the chain before it.
-    pub(crate) marker: Option<(Lsn, u64)>,
 }
 
 struct Machine {

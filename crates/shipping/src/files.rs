@@ -1,0 +1,260 @@
+//! Whole files for a replica that lacks what the stream cannot give it: announced, fetched, verified, installed.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use kahawai_env::{File, Files, OpenMode, read_full_at};
+use kahawai_journal::{
+    Chain, EpochStart, INCOMING_DIRECTORY, Installed, JournalReader, SealedFile, incoming_name,
+    read_small_file, record_epochs, replace_file, verify_file,
+};
+use kahawai_kdbr::{
+    Decoder, FRAME_HEAD_BYTES, FileKind, Frame, HEADER_BYTES_MAX, ManifestFile, SyncManifest,
+};
+use kahawai_replication::sync::{FileIdentity, FileKey, Plan, Resume, plan};
+use tracing::warn;
+
+use crate::chain;
+
+/// What was fetched, for the next attempt.
+const RESUME_FILE: &str = "replication/incoming/resume";
+/// What is being installed.
+const MANIFEST_FILE: &str = "replication/incoming/manifest";
+
+/// A data file as it is announced.
+pub fn described(file: &SealedFile) -> ManifestFile {
+    ManifestFile {
+        kind: FileKind::Journal,
+        id: file.id,
+        length: file.length,
+        first_epoch: file.first_epoch,
+        start_chain: file.start_chain.0,
+        end_chain: file.end_chain.0,
+    }
+}
+
+/// The data files of a manifest, as the journal knows them.
+pub fn sealed(manifest: &SyncManifest) -> Vec<SealedFile> {
+    let journals = manifest.files.iter().filter(|file| file.kind == FileKind::Journal);
+    journals
+        .map(|file| SealedFile {
+            id: file.id,
+            length: file.length,
+            first_epoch: file.first_epoch,
+            start_chain: Chain(file.start_chain),
+            end_chain: Chain(file.end_chain),
+        })
+        .collect()
+}
+
+/// A part of a data file, to be sent; shorter where the file ends.
+pub fn read_chunk(reader: &JournalReader, id: u32, offset: u64, length: usize) -> Result<Bytes, String> {
+    let mut buffer = BytesMut::zeroed(length);
+    let mut have = 0;
+    while have < length {
+        let rest = buffer.get_mut(have..).unwrap_or_default();
+        match reader.read_raw(id, offset + have as u64, rest).map_err(|problem| chain(&problem))? {
+            0 => break,
+            read => have += read,
+        }
+    }
+    buffer.truncate(have);
+    Ok(buffer.freeze())
+}
+
+/// What a replica has fetched, on its disk.
+#[derive(Debug)]
+pub struct ResumeLog {
+    /// What that is.
+    pub resume: Resume,
+    file: Arc<dyn File>,
+    end: u64,
+}
+
+impl ResumeLog {
+    fn open(files: &Arc<dyn Files>) -> io::Result<Self> {
+        let is_new = !files.exists(RESUME_FILE)?;
+        let file = files.open(RESUME_FILE, OpenMode::Write)?;
+        let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(0)];
+        read_full_at(&*file, &mut bytes, 0)?;
+        let (resume, valid) = Resume::decode(&bytes);
+        let mut log = Self { resume, file, end: valid as u64 };
+        if valid == 0 {
+            log.append(&Resume::header())?;
+        }
+        if is_new {
+            files.sync_directory(INCOMING_DIRECTORY)?;
+            files.sync_directory("replication")?;
+        }
+        Ok(log)
+    }
+
+    /// Adds to it, durably.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_at(bytes, self.end)?;
+        self.file.sync_data()?;
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// What is to be fetched of a manifest, after what is here and what an earlier attempt has fetched.
+pub fn prepare(
+    files: &Arc<dyn Files>,
+    reader: &JournalReader,
+    manifest: &SyncManifest,
+) -> Result<(Plan, ResumeLog), String> {
+    let text = |problem: io::Error| format!("{}: {problem}", files.describe(INCOMING_DIRECTORY));
+    files.create_directory(INCOMING_DIRECTORY).map_err(text)?;
+    let held = reader.sealed_files(reader.durable_end()).map_err(|problem| chain(&problem))?;
+    let held: Vec<FileIdentity> = held.iter().map(|file| FileIdentity::from(&described(file))).collect();
+    let log = ResumeLog::open(files).map_err(text)?;
+    let plan = plan(manifest, &held, &log.resume).map_err(|problem| problem.to_string())?;
+    Ok((plan, log))
+}
+
+/// The file that a data file is received in.
+pub fn open_incoming(files: &Arc<dyn Files>, key: FileKey) -> io::Result<Arc<dyn File>> {
+    let name = incoming_name(key.id);
+    let is_new = !files.exists(&name)?;
+    let file = files.open(&name, OpenMode::Write)?;
+    if is_new {
+        // Before the log says that something is in it.
+        files.sync_directory(INCOMING_DIRECTORY)?;
+    }
+    Ok(file)
+}
+
+/// Whether what came is what was announced; what is not is fetched again next time.
+pub fn verify(
+    files: &Arc<dyn Files>,
+    manifest: &SyncManifest,
+    complete: &[FileIdentity],
+    log: &mut ResumeLog,
+) -> Result<(), String> {
+    let mut bad = None;
+    for file in sealed(manifest) {
+        let Some(identity) = complete.iter().find(|identity| identity.key.id == file.id) else {
+            continue;
+        };
+        if let Err(problem) = verify_file(files, &incoming_name(identity.key.id), &file) {
+            warn!(file = file.id, %problem, "a received file is not what was announced");
+            let mut out = BytesMut::new();
+            log.resume.forget(identity, &mut out);
+            log.append(&out).map_err(|problem| problem.to_string())?;
+            bad = Some(chain(&problem));
+        }
+    }
+    match bad {
+        Some(problem) => Err(problem),
+        None => files.sync_directory(INCOMING_DIRECTORY).map_err(|problem| problem.to_string()),
+    }
+}
+
+/// Remembers what is about to be installed: a crash half way is finished with it. A crash in here leaves nothing, or all of it.
+pub fn keep_manifest(files: &Arc<dyn Files>, manifest: &SyncManifest) -> io::Result<()> {
+    let mut out = BytesMut::new();
+    Frame::SyncManifest(manifest.clone()).encode(&mut out);
+    replace_file(files, MANIFEST_FILE, &out)
+}
+
+/// What was being installed when the process ended.
+fn kept_manifest(files: &Arc<dyn Files>) -> io::Result<Option<SyncManifest>> {
+    let kept = read_small_file(files, MANIFEST_FILE, FRAME_HEAD_BYTES + HEADER_BYTES_MAX)?;
+    let Some(kept) = kept else { return Ok(None) };
+    let mut bytes = BytesMut::from(&kept[..]);
+    let mut decoder = Decoder::default();
+    decoder.authenticated();
+    match decoder.decode(&mut bytes) {
+        Ok(Some(Frame::SyncManifest(manifest))) => Ok(Some(manifest)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a manifest")),
+    }
+}
+
+/// What was fetched is in place.
+fn forget(files: &Arc<dyn Files>) -> io::Result<()> {
+    for name in [RESUME_FILE, MANIFEST_FILE] {
+        if files.exists(name)? {
+            files.remove(name)?;
+        }
+    }
+    files.sync_directory(INCOMING_DIRECTORY)
+}
+
+/// Puts the files of the kept manifest in place, on a closed store, and forgets it. With `epochs`, those of the primary, the list
+/// of epochs becomes that. Called again, it goes on where it was.
+pub fn install(
+    files: &Arc<dyn Files>,
+    epochs: &[EpochStart],
+) -> Result<Option<(SyncManifest, Installed)>, String> {
+    let text = |problem: io::Error| problem.to_string();
+    let installed = match kept_manifest(files).map_err(text)? {
+        Some(manifest) => {
+            let installed = kahawai_store::install(files, &sealed(&manifest));
+            Some((manifest, installed.map_err(|problem| chain(&problem))?))
+        }
+        None => None,
+    };
+    if !epochs.is_empty() {
+        record_epochs(files, epochs).map_err(text)?;
+    }
+    forget(files).map_err(text)?;
+    Ok(installed)
+}
+
+#[cfg(test)]
+mod tests {
+    use kahawai_kdbr::SyncId;
+    use kahawai_testkit::MemoryFiles;
+    use kahawai_types::{Epoch, Lsn};
+
+    use super::*;
+
+    fn manifest() -> SyncManifest {
+        let file = |id| ManifestFile {
+            kind: FileKind::Journal,
+            id,
+            length: 100,
+            first_epoch: Epoch(1),
+            start_chain: 7,
+            end_chain: 8,
+        };
+        SyncManifest {
+            epoch: Epoch(2),
+            sync_id: SyncId(3),
+            files: (1..200).map(file).collect(),
+            stream_start: Lsn(9),
+            commit: Lsn(9),
+            total_bytes: 19_900,
+            lease_ms: 30_000,
+            sessions_max: 4,
+        }
+    }
+
+    /// A start that finds half a manifest would not know what it was doing.
+    #[test]
+    fn a_manifest_is_kept_as_a_whole_or_not_at_all() {
+        let (mut none, mut whole) = (0, 0);
+        for seed in 0..20 {
+            for stop in 0.. {
+                let memory = MemoryFiles::new();
+                let files: Arc<dyn Files> = Arc::new(memory.clone());
+                memory.die_after(stop);
+                let done = keep_manifest(&files, &manifest()).is_ok();
+                let after: Arc<dyn Files> = Arc::new(memory.crash(seed * 100 + stop));
+                let kept = kept_manifest(&after).expect("readable");
+                assert!(kept.as_ref().is_none_or(|kept| *kept == manifest()), "seed {seed}, stop {stop}");
+                none += usize::from(kept.is_none());
+                whole += usize::from(kept.is_some());
+                if done {
+                    assert!(kept.is_some(), "seed {seed}");
+                    forget(&after).expect("forgotten");
+                    assert_eq!(kept_manifest(&after).expect("readable"), None);
+                    break;
+                }
+            }
+        }
+        assert!(none > 0 && whole > 20, "{none} times nothing, {whole} times all");
+    }
+}
