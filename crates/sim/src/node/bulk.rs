@@ -1,142 +1,31 @@
 //! Bulk synchronisation: what `node/src/cluster/bulk.rs` does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use kahawai_env::{File, Files, OpenMode, read_full_at};
-use kahawai_journal::{Chain, INCOMING_DIRECTORY, JournalReader, SealedFile, replace_file, verify_file};
+use bytes::BytesMut;
+use kahawai_env::File;
 use kahawai_kdbr::{
-    CHUNK_BYTES_MAX, Decoder, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse,
-    Frame, ManifestFile, Role as Purpose, SyncId, SyncManifest, TransferStatus,
+    CHUNK_BYTES_MAX, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse, Frame,
+    ManifestFile, Role as Purpose, SyncId, SyncManifest, TransferStatus,
 };
-use kahawai_replication::sync::{
-    CHUNK_BYTES, FileIdentity, FileKey, Leases, Range, Resume, Transfers, TransfersOptions, plan,
-};
+use kahawai_replication::sync::{CHUNK_BYTES, FileIdentity, Leases, Range, Transfers, TransfersOptions};
 use kahawai_replication::{SinkEvent, SourceEvent};
+use kahawai_shipping::{ResumeLog, chain, described, open_incoming, prepare, read_chunk, verify};
 use kahawai_types::{Epoch, Location, Millis, ReplicaId};
 
 use super::copying::Over;
-use super::{Change, MS, Process, Role, chain};
+use super::{Change, MS, Process, Role};
 use crate::ctx::{Ctx, node_at};
 use crate::event::{ConnEvent, NodeEvent, RoleEvent};
 use crate::net::{ConnId, Side};
 
 /// A synchronisation that says nothing for so long is forgotten.
 const LEASE_MS: u32 = 30_000;
-/// What was fetched, for the next attempt.
-const RESUME_FILE: &str = "replication/incoming/resume";
-/// What is being installed.
-const MANIFEST_FILE: &str = "replication/incoming/manifest";
 /// Transfer connections of one synchronisation.
 const SESSIONS: u32 = 2;
 /// A transfer connection that is silent for so long is made again.
 const SILENCE: u64 = 15_000 * MS;
-
-fn described(file: &SealedFile) -> ManifestFile {
-    ManifestFile {
-        kind: FileKind::Journal,
-        id: file.id,
-        length: file.length,
-        first_epoch: file.first_epoch,
-        start_chain: file.start_chain.0,
-        end_chain: file.end_chain.0,
-    }
-}
-
-/// The data files of a manifest, as the journal knows them.
-pub(crate) fn sealed(manifest: &SyncManifest) -> Vec<SealedFile> {
-    let journals = manifest.files.iter().filter(|file| file.kind == FileKind::Journal);
-    journals
-        .map(|file| SealedFile {
-            id: file.id,
-            length: file.length,
-            first_epoch: file.first_epoch,
-            start_chain: Chain(file.start_chain),
-            end_chain: Chain(file.end_chain),
-        })
-        .collect()
-}
-
-/// Remembers what is about to be installed.
-pub(crate) fn keep_manifest(files: &Arc<dyn Files>, manifest: &SyncManifest) -> io::Result<()> {
-    let mut out = BytesMut::new();
-    Frame::SyncManifest(manifest.clone()).encode(&mut out);
-    // All of it or none: a store that is being changed cannot be opened without.
-    replace_file(files, MANIFEST_FILE, &out)
-}
-
-/// What was being installed when the process ended.
-pub(crate) fn kept_manifest(files: &Arc<dyn Files>) -> io::Result<Option<SyncManifest>> {
-    if !files.exists(MANIFEST_FILE)? {
-        return Ok(None);
-    }
-    let file = files.open(MANIFEST_FILE, OpenMode::Read)?;
-    let mut bytes = BytesMut::zeroed(usize::try_from(file.len()?).unwrap_or(0));
-    read_full_at(&*file, &mut bytes, 0)?;
-    let mut decoder = Decoder::default();
-    decoder.authenticated();
-    match decoder.decode(&mut bytes) {
-        Ok(Some(Frame::SyncManifest(manifest))) => Ok(Some(manifest)),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a manifest")),
-    }
-}
-
-/// What was fetched is in place.
-pub(crate) fn forget(files: &Arc<dyn Files>) -> io::Result<()> {
-    for name in [RESUME_FILE, MANIFEST_FILE] {
-        if files.exists(name)? {
-            files.remove(name)?;
-        }
-    }
-    files.sync_directory(INCOMING_DIRECTORY)
-}
-
-fn incoming(key: FileKey) -> String {
-    format!("{INCOMING_DIRECTORY}/{}", kahawai_journal::data_file_name(key.id))
-}
-
-fn open_incoming(files: &Arc<dyn Files>, key: FileKey) -> io::Result<Arc<dyn File>> {
-    let name = incoming(key);
-    let is_new = !files.exists(&name)?;
-    let file = files.open(&name, OpenMode::Write)?;
-    if is_new {
-        // Before the log says that something is in it.
-        files.sync_directory(INCOMING_DIRECTORY)?;
-    }
-    Ok(file)
-}
-
-fn read_chunk(reader: &JournalReader, id: u32, offset: u64, length: usize) -> Result<Bytes, String> {
-    let mut buffer = BytesMut::zeroed(length);
-    let mut have = 0;
-    while have < length {
-        let rest = buffer.get_mut(have..).unwrap_or_default();
-        match reader.read_raw(id, offset + have as u64, rest).map_err(|error| chain(&error))? {
-            0 => break,
-            read => have += read,
-        }
-    }
-    buffer.truncate(have);
-    Ok(buffer.freeze())
-}
-
-/// The resume log.
-struct Log {
-    resume: Resume,
-    file: Arc<dyn File>,
-    end: u64,
-}
-
-impl Log {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_at(bytes, self.end)?;
-        self.file.sync_data()?;
-        self.end += bytes.len() as u64;
-        Ok(())
-    }
-}
 
 /// One transfer connection.
 struct Transfer {
@@ -150,7 +39,7 @@ pub(crate) struct Fetch {
     manifest: SyncManifest,
     target: usize,
     transfers: Transfers,
-    log: Log,
+    log: ResumeLog,
     epoch: Epoch,
     conns: BTreeMap<ConnId, Transfer>,
     finished: BTreeSet<u32>,
@@ -305,29 +194,12 @@ impl Process {
     }
 
     fn prepare_fetch(&mut self, ctx: &mut Ctx, manifest: SyncManifest) -> Result<Fetch, String> {
-        let text = |error: io::Error| error.to_string();
         let primary = self.primary_to_follow().ok_or("nobody is to be followed")?;
         let target = node_at(&primary.address).ok_or("no address")?;
         let Role::Following(following) = &self.role else { return Err("no store".into()) };
         let session = following.session_number;
         let reader = following.follower.reader();
-        self.files.create_directory(INCOMING_DIRECTORY).map_err(text)?;
-        let held = reader.sealed_files(reader.durable_end()).map_err(|error| chain(&error))?;
-        let held: Vec<FileIdentity> = held.iter().map(|file| FileIdentity::from(&described(file))).collect();
-        let is_new = !self.files.exists(RESUME_FILE).map_err(text)?;
-        let file = self.files.open(RESUME_FILE, OpenMode::Write).map_err(text)?;
-        let mut bytes = vec![0; usize::try_from(file.len().map_err(text)?).unwrap_or(0)];
-        read_full_at(&*file, &mut bytes, 0).map_err(text)?;
-        let (resume, valid) = Resume::decode(&bytes);
-        let mut log = Log { resume, file, end: valid as u64 };
-        if valid == 0 {
-            log.append(&Resume::header()).map_err(text)?;
-        }
-        if is_new {
-            self.files.sync_directory(INCOMING_DIRECTORY).map_err(text)?;
-            self.files.sync_directory("replication").map_err(text)?;
-        }
-        let plan = plan(&manifest, &held, &log.resume).map_err(|error| error.to_string())?;
+        let (plan, log) = prepare(&self.files, &reader, &manifest)?;
         let options = TransfersOptions {
             sessions_max: SESSIONS.min(manifest.sessions_max).max(1),
             ..TransfersOptions::default()
@@ -515,25 +387,8 @@ impl Process {
         let files = Arc::clone(&self.files);
         let Some(fetch) = self.fetch() else { return };
         let complete: Vec<FileIdentity> = fetch.transfers.complete().collect();
-        let mut bad = None;
-        for file in sealed(&fetch.manifest) {
-            let Some(identity) = complete.iter().find(|identity| identity.key.id == file.id) else {
-                continue;
-            };
-            if let Err(problem) = verify_file(&files, &incoming(identity.key), &file) {
-                let mut out = BytesMut::new();
-                fetch.log.resume.forget(identity, &mut out);
-                if let Err(problem) = fetch.log.append(&out) {
-                    return self.fetch_over(ctx, problem.to_string());
-                }
-                bad = Some(chain(&problem));
-            }
-        }
-        if let Some(problem) = bad {
+        if let Err(problem) = verify(&files, &fetch.manifest, &complete, &mut fetch.log) {
             return self.fetch_over(ctx, problem);
-        }
-        if let Err(problem) = files.sync_directory(INCOMING_DIRECTORY) {
-            return self.fetch_over(ctx, problem.to_string());
         }
         let Some(sink) = self.sink() else { return };
         let epochs = std::mem::take(&mut sink.epochs);

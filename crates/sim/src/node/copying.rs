@@ -3,12 +3,11 @@
 use std::collections::VecDeque;
 
 use kahawai_journal::Chain;
-use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Peer, Role as Purpose};
-use kahawai_replication::{
-    EpochHistory, LocalLog, SessionEnd, SinkEffect, SinkEvent, SinkOptions, SinkSession, Vitals,
-};
+use kahawai_kdbr::{ErrorCode, ErrorFrame, Frame, NodeState, Peer, Role as Purpose};
+use kahawai_replication::{LocalLog, SessionEnd, SinkEffect, SinkEvent, SinkOptions, SinkSession, Vitals};
+use kahawai_shipping::{Held, history_of_peer, local_log};
 use kahawai_store::generation;
-use kahawai_types::{Epoch, Location, Lsn};
+use kahawai_types::{Epoch, Lsn};
 
 use super::bulk::Fetch;
 use super::following::{Said, Work};
@@ -102,30 +101,9 @@ impl Process {
         following.said.clear();
         let (end, chain) = (following.writer.written(), following.writer.chain());
         let (known_commit, applied) = (following.commit, following.follower.applied());
-        let files = following.follower.journal().files();
-        let epochs = following.follower.reader().epochs().map_err(|error| super::chain(&error))?;
-        let starts: Vec<EpochStart> = epochs
-            .into_iter()
-            .filter(|start| start.epoch.0 > 0)
-            .map(|start| EpochStart {
-                epoch: start.epoch,
-                start: start.start,
-                chain_before: start.chain_before.0,
-            })
-            .collect();
-        let first = files.first().map(|file| Location::new(file.id, 0).lsn());
-        let has = |position: Lsn| if first.is_some() { position } else { Lsn::ZERO };
-        Ok(LocalLog {
-            history: EpochHistory::new(starts).map_err(|error| error.to_string())?,
-            first_lsn: first.unwrap_or(Lsn::ZERO),
-            end: has(end),
-            durable: has(end),
-            chain_at_end: chain.unwrap_or_default().0,
-            known_commit: has(known_commit),
-            applied: has(applied),
-            is_foreign_tail: false,
-            unclean_generation: generation.unwrap_or(u64::MAX),
-        })
+        let first_file = following.follower.journal().files().first().map(|file| file.id);
+        let held = Held { first_file, end, chain, known_commit, applied };
+        local_log(&following.follower.reader(), held, generation)
     }
 
     pub(super) fn session_log(&mut self, ctx: &mut Ctx, session: u32) {
@@ -253,12 +231,7 @@ impl Process {
             && let Session::Live(sink) = &mut following.session
             && let Frame::SlaveInitResponse(response) = &frame
         {
-            let known = response.epoch_history.iter().map(|start| kahawai_journal::EpochStart {
-                epoch: start.epoch,
-                start: start.start,
-                chain_before: Chain(start.chain_before),
-            });
-            sink.epochs = known.collect();
+            sink.epochs = history_of_peer(&response.epoch_history);
             sink.generations.1 = response.unclean_generation;
         }
         self.sink_step(ctx, SinkEvent::Frame(frame));

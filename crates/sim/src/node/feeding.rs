@@ -1,17 +1,15 @@
 //! The primary's end of a stream: what `node/src/cluster/feeding.rs` does in two tasks.
 
-use bytes::{Bytes, BytesMut};
 use kahawai_election::{Event as Told, Member, Request};
-use kahawai_journal::{BatchView, Batches, Chain, JournalReader};
-use kahawai_kdbr::{EpochStart, ErrorCode, ErrorFrame, Frame, NodeState, Peer};
+use kahawai_kdbr::{ErrorCode, ErrorFrame, Frame, NodeState, Peer};
 use kahawai_replication::{
-    ChainAt, EpochHistory, Next, PrimaryEvent, PrimaryLog, SessionId, SourceEffect, SourceEvent,
-    SourceOptions, SourceSession, Vitals,
+    Next, PrimaryEvent, PrimaryLog, SessionId, SourceEffect, SourceEvent, SourceOptions, SourceSession,
+    Vitals,
 };
-use kahawai_types::{Location, Lsn};
+use kahawai_shipping::{FromFiles, Sealed, find_chain, primary_log};
+use kahawai_types::Lsn;
 
-use super::leading::Sealed;
-use super::{MS, Process, chain};
+use super::{MS, Process};
 use crate::check;
 use crate::ctx::Ctx;
 use crate::event::{ConnEvent, NodeEvent};
@@ -42,18 +40,6 @@ struct Live {
     cursor: Option<Lsn>,
     files: Option<FromFiles>,
     is_announcing: bool,
-}
-
-/// The first file of those that follow each other up to the newest.
-fn contiguous(files: &[u32], newest: u32) -> u32 {
-    let mut first = newest;
-    for &id in files.iter().rev().filter(|&&id| id < newest) {
-        if id + 1 != first {
-            break;
-        }
-        first = id;
-    }
-    first
 }
 
 impl Process {
@@ -98,40 +84,7 @@ impl Process {
         let leading = self.leading().ok_or_else(|| busy("no longer the primary".into()))?;
         let begun = leading.sources.get_mut(&conn).and_then(|source| source.begun.clone());
         let (sealed, files) = begun.ok_or_else(|| busy("not begun".into()))?;
-        let reader = leading.store.reader();
-        let contiguous_from = contiguous(&files, sealed.end.file());
-        let first = Location::new(contiguous_from, 0).lsn();
-        let epochs = reader.epochs().map_err(|error| busy(chain(&error)))?;
-        let found = reader.chain_at(first).map_err(|error| busy(chain(&error)))?;
-        let chain_before = match (found, sealed.marker) {
-            (Some(chain), _) => chain.0,
-            (None, Some((start, chain))) if start.file() == contiguous_from && start.offset() == 0 => chain,
-            (None, _) => {
-                return Err(busy(format!("the chain before data file {contiguous_from} is not known")));
-            }
-        };
-        let mut starts: Vec<EpochStart> = epochs
-            .into_iter()
-            .filter(|start| start.epoch < leading.epoch && start.epoch.0 > 0)
-            .map(|start| EpochStart {
-                epoch: start.epoch,
-                start: start.start,
-                chain_before: start.chain_before.0,
-            })
-            .collect();
-        if let Some((start, chain_before)) = sealed.marker {
-            starts.push(EpochStart { epoch: leading.epoch, start, chain_before });
-        }
-        let history = EpochHistory::new(starts).map_err(|error| busy(error.to_string()))?;
-        Ok(PrimaryLog {
-            history,
-            contiguous_from,
-            chain_before,
-            end: sealed.end,
-            chain_at_end: sealed.chain,
-            commit: leading.committed,
-            has_imported_files: false,
-        })
+        primary_log(&leading.store.reader(), &files, sealed, leading.epoch, leading.committed)
     }
 
     pub(super) fn source_log(&mut self, ctx: &mut Ctx, conn: ConnId) {
@@ -299,14 +252,9 @@ impl Process {
     pub(super) fn source_chain(&mut self, ctx: &mut Ctx, conn: ConnId, at: Lsn, chain: u64) {
         let Some(leading) = self.leading() else { return };
         let reader = leading.store.reader();
-        let busy = |problem| SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, problem));
-        let event = match reader.find_chain(at, Chain(chain)) {
-            _ if at > reader.durable_end() => busy(format!("{at} is not flushed here yet")),
-            Ok(found) => {
-                let file_end = found.file_end.map(|(end, chain)| (end, chain.0));
-                SourceEvent::Chain(ChainAt { at, place: found.place, file_end })
-            }
-            Err(problem) => busy(super::chain(&problem)),
+        let event = match find_chain(&reader, at, chain) {
+            Ok(found) => SourceEvent::Chain(found),
+            Err(problem) => SourceEvent::Refuse(ErrorFrame::new(ErrorCode::Busy, problem)),
         };
         self.source_step(ctx, conn, event);
     }
@@ -338,7 +286,7 @@ impl Process {
                 Next::FallenOut => {
                     let reader = leading.store.reader();
                     let mut files = live.files.take().unwrap_or_else(|| FromFiles::new(&reader, at));
-                    match files.piece() {
+                    match files.piece(UPDATE_BYTES_MAX) {
                         Ok(Some(piece)) => {
                             live.files = Some(files);
                             piece
@@ -385,56 +333,5 @@ impl Process {
             live.is_announcing = false;
             self.source_step(ctx, conn, SourceEvent::Committed(committed));
         }
-    }
-}
-
-/// Reads what is no longer in the ring.
-struct FromFiles {
-    /// Where the next batch follows.
-    at: Lsn,
-    batches: Batches,
-    ahead: Option<BatchView>,
-    /// Before the next batch, where it does not say so itself.
-    chain: Option<u64>,
-}
-
-impl FromFiles {
-    fn new(reader: &JournalReader, at: Lsn) -> Self {
-        let chain = reader.chain_at(at).ok().flatten().map(|chain| chain.0);
-        Self { at, batches: reader.batches(at), ahead: None, chain }
-    }
-
-    fn batch(&mut self) -> Result<Option<BatchView>, String> {
-        match self.ahead.take() {
-            Some(batch) => Ok(Some(batch)),
-            None => self.batches.next().transpose().map_err(|problem| chain(&problem)),
-        }
-    }
-
-    /// Whole batches that follow each other in one file.
-    fn piece(&mut self) -> Result<Option<(Lsn, u64, Lsn, Bytes)>, String> {
-        let Some(first) = self.batch()? else { return Ok(None) };
-        let start = first.lsn;
-        let prev_chain = first.stamp.as_ref().map(|stamp| stamp.prev_chain.0).or(self.chain);
-        let prev_chain = prev_chain.ok_or_else(|| format!("the chain before {start} is not known"))?;
-        // Files go as soon as nobody in sync needs them.
-        if start != self.at && self.chain != Some(prev_chain) {
-            return Err(format!("data files before {start} were deleted, whoever lacks them synchronises"));
-        }
-        let mut end = first.end();
-        self.chain = first.chain.map(|chain| chain.0);
-        let mut body = BytesMut::from(&first.bytes[..]);
-        while (body.len() as u64) < UPDATE_BYTES_MAX {
-            let Some(next) = self.batch()? else { break };
-            if next.lsn != end {
-                self.ahead = Some(next);
-                break;
-            }
-            end = next.end();
-            self.chain = next.chain.map(|chain| chain.0);
-            body.extend_from_slice(&next.bytes);
-        }
-        self.at = end;
-        Ok(Some((start, prev_chain, end, body.freeze())))
     }
 }

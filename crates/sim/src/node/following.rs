@@ -4,14 +4,15 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use kahawai_election::{Condition, Event as Told, Local, PrimaryRef};
-use kahawai_journal::{CONTROL_BYTES, Chain, Control, CopyError, Preparer, Writer};
+use kahawai_journal::{Chain, CopyError, Preparer, Writer};
+use kahawai_shipping::{chain, split};
 use kahawai_store::checkpoint::Checkpoint;
 use kahawai_store::{Follower, OpenedFollower};
 use kahawai_types::{Epoch, Lsn};
 
 use super::copying::Session;
 use super::leading::Promoting;
-use super::{Change, Decision, FollowEnd, MS, Process, Role, chain};
+use super::{Change, Decision, FollowEnd, MS, Process, Role};
 use crate::check;
 use crate::ctx::Ctx;
 use crate::event::RoleEvent;
@@ -65,20 +66,6 @@ pub(crate) struct Following {
 pub(crate) struct Ending {
     pub(super) following: Following,
     pub(super) end: FollowEnd,
-}
-
-/// Cuts a body into its batches.
-fn split(mut at: Lsn, mut body: Bytes, out: &mut Vec<(Lsn, Bytes)>) -> Result<(), String> {
-    while !body.is_empty() {
-        let control = Control::decode(&body).ok_or_else(|| format!("there is no batch at {at}"))?;
-        let bytes = CONTROL_BYTES + control.payload_bytes as usize;
-        if bytes > body.len() {
-            return Err(format!("the batch at {at} has {bytes} bytes, {} came", body.len()));
-        }
-        out.push((at, body.split_to(bytes)));
-        at = Lsn(at.0 + bytes as u64);
-    }
-    Ok(())
 }
 
 impl Following {

@@ -9,12 +9,13 @@ use kahawai_message::storage::Storage;
 use kahawai_replication::{
     Primary, PrimaryEffect, PrimaryEvent, Ring, RingBatch, Rule, SessionId, SourceEvent,
 };
+use kahawai_shipping::{Sealed, chain};
 use kahawai_store::checkpoint::Checkpoint;
 use kahawai_store::{Follower, Store, generation};
 use kahawai_types::{Epoch, Lsn, Millis, ReplicaId};
 
 use super::feeding::Source;
-use super::{Decision, MS, Process, Role, chain};
+use super::{Decision, MS, Process, Role};
 use crate::check;
 use crate::ctx::Ctx;
 use crate::event::RoleEvent;
@@ -41,15 +42,6 @@ pub(crate) struct Promoting {
     pub(super) epoch: Epoch,
     pub(super) record: ClusterRecord,
     pub(super) unclean: bool,
-}
-
-/// How far the journal goes, flushed or not.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sealed {
-    pub(crate) end: Lsn,
-    pub(crate) chain: u64,
-    /// Our marker's batch, once there is one, with the chain before it.
-    pub(crate) marker: Option<(Lsn, u64)>,
 }
 
 /// A primary at work.

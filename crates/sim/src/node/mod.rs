@@ -24,6 +24,7 @@ use kahawai_election::{ClusterRecord, Condition, Elector, Event as Told, Local, 
 use kahawai_env::Files;
 use kahawai_journal::{Chain, JournalOptions};
 use kahawai_replication::sync::Leases;
+use kahawai_shipping::chain;
 use kahawai_store::{Follower, Identity, OpenOptions, StoreState};
 use kahawai_testkit::{ManualClock, MemoryFiles};
 use kahawai_types::{Epoch, Lsn, ReplicaId};
@@ -350,21 +351,14 @@ impl Process {
     ) -> Result<(), String> {
         let set = self.identity.set_state(&self.files, StoreState::Syncing);
         set.map_err(|error| chain(&error))?;
-        bulk::keep_manifest(&self.files, manifest).map_err(|error| error.to_string())?;
+        kahawai_shipping::keep_manifest(&self.files, manifest).map_err(|error| error.to_string())?;
         self.install(ctx, epochs)
     }
 
     fn install(&mut self, ctx: &mut Ctx, epochs: &[kahawai_journal::EpochStart]) -> Result<(), String> {
-        let text = |error: std::io::Error| error.to_string();
-        if let Some(manifest) = bulk::kept_manifest(&self.files).map_err(text)? {
-            let installed = kahawai_store::install(&self.files, &bulk::sealed(&manifest));
-            installed.map_err(|error| chain(&error))?;
+        if let Some((manifest, _)) = kahawai_shipping::install(&self.files, epochs)? {
             ctx.note(self.index, "installed", manifest.stream_start.0, manifest.files.len() as u64);
         }
-        if !epochs.is_empty() {
-            kahawai_journal::record_epochs(&self.files, epochs).map_err(text)?;
-        }
-        bulk::forget(&self.files).map_err(text)?;
         self.identity.set_state(&self.files, StoreState::Clean).map_err(|error| chain(&error))
     }
 
@@ -384,16 +378,4 @@ impl Process {
             }
         }
     }
-}
-
-/// An error with all its causes.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += ": ";
-        text += &cause.to_string();
-        source = cause.source();
-    }
-    text
 }
