@@ -6,13 +6,14 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use kahawai_env::{File, Files, OpenMode, read_full_at};
 use kahawai_journal::{
-    Chain, EpochStart, INCOMING_DIRECTORY, Installed, JournalReader, SealedFile, incoming_name,
+    Chain, EpochStart, INCOMING_DIRECTORY, Installed, JournalReader, ReadError, SealedFile, incoming_name,
     read_small_file, record_epochs, replace_file, verify_file,
 };
 use kahawai_kdbr::{
     Decoder, FRAME_HEAD_BYTES, FileKind, Frame, HEADER_BYTES_MAX, ManifestFile, SyncManifest,
 };
 use kahawai_replication::sync::{FileIdentity, FileKey, Plan, Resume, plan};
+use kahawai_types::{Location, Lsn};
 use tracing::warn;
 
 use crate::chain;
@@ -46,6 +47,16 @@ pub fn sealed(manifest: &SyncManifest) -> Vec<SealedFile> {
             end_chain: Chain(file.end_chain),
         })
         .collect()
+}
+
+/// The data files that a replica is given whole, and where its stream begins behind them. They may hold what is not committed:
+/// a primary that waits for its first replica cannot commit before. `None`: there is no file that is written to the end, or
+/// files behind it are deleted, and nobody can begin in the middle.
+pub fn offered(reader: &JournalReader) -> Result<Option<(Vec<SealedFile>, Lsn)>, ReadError> {
+    let end = reader.durable_end();
+    let files = reader.sealed_files(end)?;
+    let is_joined = reader.is_joined(&files, end)?;
+    Ok(is_joined.then(|| (files, Location::new(end.file(), 0).lsn())))
 }
 
 /// A part of a data file, to be sent; shorter where the file ends.

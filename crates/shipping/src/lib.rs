@@ -13,7 +13,7 @@ mod logs;
 
 pub use batches::{FromFiles, Piece, split};
 pub use files::{
-    ResumeLog, described, install, keep_manifest, open_incoming, prepare, read_chunk, sealed, verify,
+    ResumeLog, described, install, keep_manifest, offered, open_incoming, prepare, read_chunk, sealed, verify,
 };
 pub use logs::{Held, Sealed, find_chain, history_of_peer, local_log, primary_log};
 

@@ -163,6 +163,16 @@ impl Script {
         matches!(self.process(node).map(|process| &process.role), Some(Role::Leading(leading)) if leading.commit < leading.durable)
     }
 
+    /// The data files of a primary.
+    pub fn data_files(&self, node: usize) -> Vec<u32> {
+        match self.process(node).map(|process| &process.role) {
+            Some(Role::Leading(leading)) => {
+                leading.store.journal().files().into_iter().map(|file| file.id).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether a node fetches files.
     pub fn is_fetching(&self, node: usize) -> bool {
         match self.process(node).map(|process| &process.role) {
@@ -192,6 +202,11 @@ impl Script {
             one.stays_away = false;
         }
         self.world.start_later(node);
+    }
+
+    /// Clients send nothing more, and consume what there is.
+    pub fn rest(&mut self) {
+        self.world.visitors.clients.quiesce();
     }
 
     /// A process stands still for so long.

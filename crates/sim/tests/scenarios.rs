@@ -362,3 +362,26 @@ fn a_pair_powered_off_in_turn() {
         cluster.until("both are in sync", |now| now.in_sync().len() == 2)
     });
 }
+
+/// The file before the one that the primary writes to is deleted, and it may not confirm anything without a replica.
+#[test]
+fn an_empty_replica_joins_a_suspended_primary_that_has_nothing_to_copy() {
+    scenario(2, 1, |cluster| {
+        let primary = leader(cluster);
+        let replica = cluster.others(primary)[0];
+        cluster.until("some files are written", |now| now.data_files(primary).last() > Some(&3))?;
+        // Nobody sends any more, and what was sent is consumed.
+        cluster.rest();
+        cluster.until("one data file is left", |now| now.data_files(primary).len() == 1)?;
+        cluster.until("both are in sync", |now| now.in_sync().len() == 2)?;
+        assert!(cluster.replace_disk(replica));
+        cluster.kill(replica, true);
+        // What waits to be confirmed is that the primary leads again.
+        cluster.kill(primary, true);
+        cluster.start(primary);
+        cluster.until("it waits", |now| now.is_suspended(primary) && now.has_unconfirmed(primary))?;
+        cluster.start(replica);
+        cluster
+            .until("it has everything", |now| now.in_sync().contains(&replica) && !now.is_suspended(primary))
+    });
+}

@@ -21,8 +21,8 @@ use kahawai_kdbr::{
 use kahawai_replication::sync::{
     CHUNK_BYTES, FileIdentity, Leases, Progress, Range, TokenBucket, Transfers, TransfersOptions,
 };
-use kahawai_shipping::{ResumeLog, described, open_incoming, prepare, read_chunk, verify};
-use kahawai_types::{Epoch, Location, Millis, ReplicaId};
+use kahawai_shipping::{ResumeLog, described, offered, open_incoming, prepare, read_chunk, verify};
+use kahawai_types::{Epoch, Millis, ReplicaId};
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{debug, info, warn};
 
@@ -170,14 +170,9 @@ impl BulkSource {
         self.grant(sync_id, replica, BTreeSet::new(), 0)?;
         let commit = reign.commit();
         let reader = reign.reader();
-        let reading = spawn_blocking(move || {
-            let sealed = reader.sealed_files(commit)?;
-            let is_joined = reader.is_joined(&sealed, commit)?;
-            Ok::<_, kahawai_journal::ReadError>((sealed, is_joined))
-        });
-        let (sealed, is_joined) = reading.await.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))?;
-        if !is_joined {
-            // The file before the one that is written to is deleted, and nobody can begin in the middle.
+        let reading = spawn_blocking(move || offered(&reader));
+        let offer = reading.await.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))?;
+        let Some((sealed, stream_start)) = offer else {
             let begun = reign.shared.with(|core| {
                 let begun = core.store.begin_file();
                 core.check(begun)
@@ -186,13 +181,13 @@ impl BulkSource {
                 Some(()) => "another data file is begun, so that there is one to copy".to_owned(),
                 None => "storage failed".to_owned(),
             });
-        }
+        };
         let files: Vec<ManifestFile> = sealed.iter().map(described).collect();
         if files.len() > MANIFEST_FILES_MAX {
             let text = format!("{} data files, {MANIFEST_FILES_MAX} at most can be announced", files.len());
             return Err(format!("{text}; let the journal have larger ones (--journal-file-bytes)"));
         }
-        self.grant(sync_id, replica, sealed.iter().map(|file| file.id).collect(), commit.file())?;
+        self.grant(sync_id, replica, sealed.iter().map(|file| file.id).collect(), stream_start.file())?;
         let total_bytes = files.iter().map(|file| file.length).sum();
         info!(%replica, files = files.len(), bytes = total_bytes, "replica synchronises");
         let mut state = self.lock();
@@ -204,7 +199,7 @@ impl BulkSource {
             epoch: reign.epoch,
             sync_id,
             files,
-            stream_start: Location::new(commit.file(), 0).lsn(),
+            stream_start,
             commit,
             total_bytes,
             lease_ms: LEASE_MS,

@@ -11,8 +11,8 @@ use kahawai_kdbr::{
 };
 use kahawai_replication::sync::{CHUNK_BYTES, FileIdentity, Leases, Range, Transfers, TransfersOptions};
 use kahawai_replication::{SinkEvent, SourceEvent};
-use kahawai_shipping::{ResumeLog, chain, described, open_incoming, prepare, read_chunk, verify};
-use kahawai_types::{Epoch, Location, Millis, ReplicaId};
+use kahawai_shipping::{ResumeLog, chain, described, offered, open_incoming, prepare, read_chunk, verify};
+use kahawai_types::{Epoch, Millis, ReplicaId};
 
 use super::copying::Over;
 use super::{Change, MS, Process, Role};
@@ -99,22 +99,21 @@ impl Process {
         grant(&mut self.leases, BTreeSet::new(), 0)?;
         let leading = self.leading().ok_or("no longer the primary")?;
         let (commit, epoch) = (leading.committed, leading.epoch);
-        let found = leading.store.reader().sealed_files(commit).map_err(|error| chain(&error))?;
-        let is_joined = leading.store.reader().is_joined(&found, commit).map_err(|error| chain(&error))?;
-        if !is_joined {
+        let offer = offered(&leading.store.reader()).map_err(|error| chain(&error))?;
+        let Some((found, stream_start)) = offer else {
             let leading = self.leading().ok_or("no longer the primary")?;
             leading.store.begin_file().map_err(|error| error.to_string())?;
             self.journal_later(ctx);
             return Err("another data file is begun, so that there is one to copy".to_owned());
-        }
+        };
         let files: Vec<ManifestFile> = found.iter().map(described).collect();
-        grant(&mut self.leases, found.iter().map(|file| file.id).collect(), commit.file())?;
+        grant(&mut self.leases, found.iter().map(|file| file.id).collect(), stream_start.file())?;
         Ok(SyncManifest {
             epoch,
             sync_id,
             total_bytes: files.iter().map(|file| file.length).sum(),
             files,
-            stream_start: Location::new(commit.file(), 0).lsn(),
+            stream_start,
             commit,
             lease_ms: LEASE_MS,
             sessions_max: SESSIONS,
