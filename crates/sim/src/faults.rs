@@ -157,6 +157,11 @@ fn fault_write(world: &mut World, node: usize) -> bool {
 
 fn pause(world: &mut World, index: usize) -> bool {
     let takes = while_(world);
+    pause_for(world, index, takes)
+}
+
+/// A process stands still for so long.
+pub(crate) fn pause_for(world: &mut World, index: usize, takes: Micros) -> bool {
     let until = world.ctx.now + takes;
     let Some(node) = world.nodes.get_mut(index) else { return false };
     if node.process.is_none() || node.paused_until > world.ctx.now {
@@ -222,7 +227,7 @@ fn bad_disk(world: &mut World, index: usize) -> bool {
 
 /// The disk is gone, an empty one is put in. Only where everything that was confirmed is on the others, and stays there: all
 /// nodes are in sync, and no change of that is on its way.
-fn replace(world: &mut World, index: usize) -> bool {
+pub(crate) fn replace(world: &mut World, index: usize) -> bool {
     let Some(record) = &world.ctx.oracle.record else { return false };
     let members: Vec<_> = record.in_sync.iter().map(Oracle::key_of).collect();
     if members.len() < world.nodes.len() || members.iter().any(|key| world.ctx.oracle.gone.contains(key)) {
@@ -306,6 +311,7 @@ pub(crate) fn mend_all(world: &mut World) {
         if let Some(node) = world.nodes.get_mut(index) {
             node.disk.mend();
             node.paused_until = node.paused_until.min(now);
+            node.stays_away = false;
         }
         world.start_later(index);
     }

@@ -14,6 +14,7 @@ mod net;
 mod node;
 mod options;
 mod queue;
+mod script;
 pub mod service;
 mod trace;
 mod visitors;
@@ -22,6 +23,7 @@ mod world;
 
 pub use check::Counts;
 pub use options::{Faults, Mutation, SimOptions};
+pub use script::Script;
 pub use world::Outcome;
 
 /// What came of breaking a rule on purpose.

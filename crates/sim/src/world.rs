@@ -99,7 +99,14 @@ impl World {
         let shape = shape(&options, &mut random);
         let mut ctx = Ctx::new(options.seed, shape, options.verbose);
         let nodes = (0..options.nodes)
-            .map(|index| Node { index, disk: MemoryFiles::new(), life: 0, process: None, paused_until: 0 })
+            .map(|index| Node {
+                index,
+                disk: MemoryFiles::new(),
+                life: 0,
+                process: None,
+                paused_until: 0,
+                stays_away: false,
+            })
             .collect();
         for node in 0..options.nodes {
             let at = random.below(100 * MS);
@@ -190,7 +197,7 @@ impl World {
     }
 
     /// One event; `false` = nothing will ever happen again.
-    fn step(&mut self) -> bool {
+    pub(crate) fn step(&mut self) -> bool {
         let Some((at, event)) = self.ctx.queue.pop() else { return false };
         self.ctx.now = at;
         self.steps += 1;
@@ -283,7 +290,7 @@ impl World {
 
     fn start(&mut self, index: usize, life: u32) {
         let Some(node) = self.nodes.get_mut(index) else { return };
-        if node.life != life || node.process.is_some() {
+        if node.life != life || node.process.is_some() || node.stays_away {
             return;
         }
         let ctx = &mut self.ctx;
