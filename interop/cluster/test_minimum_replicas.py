@@ -47,6 +47,16 @@ def taken_out(address):
     return bodies
 
 
+def browsed(address):
+    """The same, and they stay there."""
+    with wire.Client(address) as client:
+        client.subscribe(QUEUE, browser="true")
+        bodies = []
+        while (frame := client.message()).get("browser") != "end":
+            bodies.append(frame.body.decode())
+        return bodies
+
+
 def suspended(node):
     status = node.status()
     return status and status["suspended"]
@@ -103,6 +113,27 @@ def test_a_client_without_persistent_work_may_leave_meanwhile():
             client.send("/queue/volatile", b"no journal", persistent=False)
             client.disconnect()
         waiting.waits()
+
+
+def test_what_could_not_be_acknowledged_is_not_delivered_meanwhile():
+    with temporary("minimum-dispatch", 2, minimum_replicas=1) as cluster:
+        cluster.start()
+        primary = cluster.primary()
+        [replica] = cluster.replicas()
+        with wire.Client(primary.address) as producer, wire.Client(primary.address) as consumer:
+            sent = [str(number) for number in range(3)]
+            for body in sent:
+                producer.send(QUEUE, body.encode())
+            replica.kill()
+            cluster.wait_for(lambda _: suspended(primary), 10, "suspended")
+            consumer.subscribe(QUEUE, ack="client-individual")
+            consumer.subscribe("/queue/volatile", id="1")
+            producer.send("/queue/volatile", b"no journal", persistent=False)
+            assert consumer.message().body == b"no journal"
+            # Who only looks acknowledges nothing.
+            assert browsed(primary.address) == sent
+            replica.start()
+            assert [consumer.message().body.decode() for _ in sent] == sent
 
 
 def test_two_replicas_are_two_nodes_and_not_one_twice():

@@ -18,7 +18,7 @@ use kahawai_types::{Lsn, Millis};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tracing::{debug, error, info, warn};
 
-use crate::core::{Core, Shared};
+use crate::core::{Core, Hold, Shared};
 use crate::outbox::{Item, Outbox};
 use crate::threads::read;
 
@@ -80,8 +80,9 @@ struct Task<S> {
     held: VecDeque<Held>,
     items: Vec<Item>,
     deliveries: VecDeque<Item>,
-    /// Stored messages of a reign whose beginning is not committed yet: they may turn out not to exist.
     withheld: VecDeque<Item>,
+    /// Why.
+    hold: Hold,
     acks: Vec<Ack>,
     window: WindowReader,
     peer: String,
@@ -119,6 +120,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         items: Vec::new(),
         deliveries: VecDeque::new(),
         withheld: VecDeque::new(),
+        hold: Hold::Nothing,
         acks: Vec::new(),
         window,
         peer,
@@ -499,26 +501,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
 
     /// Encodes what waits, as far as there is room.
     fn deliver(&mut self) {
-        let settled = self.shared.is_settled();
-        if settled && !self.withheld.is_empty() {
+        let hold = self.shared.hold();
+        if std::mem::replace(&mut self.hold, hold) != hold && !self.withheld.is_empty() {
             self.withheld.append(&mut self.deliveries);
             std::mem::swap(&mut self.withheld, &mut self.deliveries);
         }
         while self.out.len() < OUT_BYTES_MAX {
-            match self.deliveries.pop_front() {
-                None => return,
-                // An event may be the end of what is withheld.
-                Some(
-                    item @ (Item::Event(_) | Item::Deliver(Delivery { source: Source::Stored(..), .. })),
-                ) if !settled => {
-                    self.withheld.push_back(item);
-                }
-                Some(Item::Event(event)) => {
+            let Some(item) = self.deliveries.pop_front() else { return };
+            if self.waits(&item) {
+                self.withheld.push_back(item);
+                continue;
+            }
+            match item {
+                Item::Event(event) => {
                     let after = self.machine.event(&event, &mut self.out);
                     self.after(after);
                 }
-                Some(Item::Deliver(delivery)) => self.deliver_one(&delivery),
+                Item::Deliver(delivery) => self.deliver_one(&delivery),
             }
+        }
+    }
+
+    fn waits(&self, item: &Item) -> bool {
+        match (self.hold, item) {
+            (Hold::Nothing, _) => false,
+            // It may be the end of what is withheld.
+            (hold, Item::Event(_)) => hold == Hold::Stored,
+            (hold, Item::Deliver(Delivery { source: Source::Stored(..), consumer, .. })) => {
+                hold == Hold::Stored || !self.machine.is_browser(*consumer)
+            }
+            (_, Item::Deliver(_)) => false,
         }
     }
 

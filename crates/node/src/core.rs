@@ -133,6 +133,17 @@ impl Core {
     }
 }
 
+/// Deliveries that wait where they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hold {
+    /// None.
+    Nothing,
+    /// Stored messages, but to browsers: an acknowledgement could not be recorded, and they would come again.
+    Consumed,
+    /// All that are stored: they may turn out not to exist.
+    Stored,
+}
+
 /// Everything that tasks and threads of one node share.
 pub struct Shared {
     core: Mutex<Core>,
@@ -153,6 +164,8 @@ pub struct Shared {
     pub gate: Gate,
     /// Below it lies what another primary wrote and nobody may have confirmed: no checkpoint before it is committed.
     settled_from: Lsn,
+    /// Persistent work waits for replicas.
+    suspended: AtomicBool,
     /// No request is taken any more: another node takes over.
     paused: AtomicBool,
     /// Somebody waits for what is applied.
@@ -260,6 +273,7 @@ impl Shared {
             upkeep: Bell::default(),
             gate: Gate::default(),
             settled_from,
+            suspended: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             awaited: AtomicBool::new(false),
             rung_at: AtomicU64::new(0),
@@ -291,6 +305,21 @@ impl Shared {
     /// May the index be written?
     pub fn is_settled(&self) -> bool {
         self.commit.position() >= self.settled_from
+    }
+
+    /// Which deliveries have to wait.
+    pub fn hold(&self) -> Hold {
+        match (self.is_settled(), self.suspended.load(Ordering::Acquire)) {
+            (false, _) => Hold::Stored,
+            (true, true) => Hold::Consumed,
+            (true, false) => Hold::Nothing,
+        }
+    }
+
+    /// Persistent work waits for replicas, or goes on.
+    pub fn suspend(&self, suspended: bool) {
+        self.suspended.store(suspended, Ordering::Release);
+        self.wake_all();
     }
 
     /// Takes no more requests, or takes them again.

@@ -303,14 +303,16 @@ pub(crate) fn mend_all(world: &mut World) {
     world.ctx.net.heal_all();
     while world.ctx.hub.deliver() {}
     for index in 0..world.nodes.len() {
-        world.ctx.hub.heal(&name(index));
         if let Some(disk) = world.ctx.disks.get_mut(index) {
             disk.flush = (100, 1_500);
             disk.hangs_until = now;
         }
         if let Some(node) = world.nodes.get_mut(index) {
+            // Who stands still goes on when its time comes: what waits for it would come out of order otherwise.
+            if node.paused_until <= now {
+                world.ctx.hub.heal(&name(index));
+            }
             node.disk.mend();
-            node.paused_until = node.paused_until.min(now);
             node.stays_away = false;
         }
         world.start_later(index);

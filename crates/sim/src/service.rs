@@ -87,13 +87,14 @@ struct Session {
     unblocked: bool,
     /// End of what this connection has appended.
     appended: Lsn,
-    /// Stored messages of a reign whose beginning is not committed.
+    /// Stored messages of a reign whose beginning is not committed, or of one that waits for replicas.
     withheld: Vec<Delivery>,
     /// Deliveries that may be acknowledged, by tag: consumer and message id.
     out: BTreeMap<u64, (u32, MessageId)>,
     /// Of those, what is part of an open transaction.
     transacted: Vec<(TransactionNumber, u64)>,
     auto_consumers: Vec<u32>,
+    browsers: Vec<u32>,
     auto_acks: Vec<Ack>,
     goodbye: Goodbye,
 }
@@ -120,6 +121,7 @@ pub struct Service {
     answers: Vec<(ClientId, Answer)>,
     commit: Lsn,
     is_settled: bool,
+    is_suspended: bool,
     next_tick: Millis,
     again: bool,
     failed: Option<String>,
@@ -147,6 +149,7 @@ impl Service {
             answers: Vec::new(),
             commit: store.committed(),
             is_settled: store.is_settled(),
+            is_suspended: false,
             next_tick: now,
             again: false,
             failed: None,
@@ -239,19 +242,43 @@ impl Service {
         self.settle(now, store);
         if !self.is_settled && store.is_settled() {
             self.is_settled = true;
-            for index in 0..self.sessions.len() {
-                let client = client_at(index);
-                let withheld = self.session(client).map(|session| std::mem::take(&mut session.withheld));
-                for delivery in withheld.into_iter().flatten() {
-                    self.deliver(now, store, client, &delivery);
-                }
-            }
+            self.look_again(now, store);
         }
         for index in 0..self.sessions.len() {
             self.release(now, store, client_at(index));
         }
         self.settle(now, store);
         (more || self.again) && self.failed.is_none()
+    }
+
+    /// Persistent work waits for replicas, or goes on.
+    pub fn suspend(&mut self, now: Millis, store: &mut Store, suspended: bool) {
+        self.is_suspended = suspended;
+        self.look_again(now, store);
+        self.settle(now, store);
+    }
+
+    /// What was withheld, perhaps need not be any more.
+    fn look_again(&mut self, now: Millis, store: &mut Store) {
+        for index in 0..self.sessions.len() {
+            let client = client_at(index);
+            let withheld = self.session(client).map(|session| std::mem::take(&mut session.withheld));
+            for delivery in withheld.into_iter().flatten() {
+                self.deliver_or_withhold(now, store, client, delivery);
+            }
+        }
+    }
+
+    fn deliver_or_withhold(&mut self, now: Millis, store: &mut Store, client: ClientId, delivery: Delivery) {
+        let (is_settled, is_suspended) = (self.is_settled, self.is_suspended);
+        let Some(session) = self.session(client) else { return };
+        let is_stored = matches!(delivery.source, Source::Stored(..));
+        let only_looks = session.browsers.contains(&delivery.consumer.0);
+        if is_stored && (!is_settled || is_suspended && !only_looks) {
+            session.withheld.push(delivery);
+        } else {
+            self.deliver(now, store, client, &delivery);
+        }
     }
 
     /// Time passes.
@@ -321,6 +348,7 @@ impl Service {
             out: BTreeMap::new(),
             transacted: Vec::new(),
             auto_consumers: Vec::new(),
+            browsers: Vec::new(),
             auto_acks: Vec::new(),
             goodbye: Goodbye::No,
         });
@@ -370,6 +398,9 @@ impl Service {
             Ask::Subscribe { op, consumer, wanted } => {
                 if wanted.auto_ack || wanted.browser {
                     session.auto_consumers.push(consumer);
+                }
+                if wanted.browser {
+                    session.browsers.push(consumer);
                 }
                 (Request::Subscribe(Box::new(subscribe(consumer, wanted, &mut self.names))), op)
             }
@@ -512,14 +543,10 @@ impl Service {
                 match effect {
                     Effect::Deliver { connection, delivery } => {
                         let Some(&client) = self.clients.get(&connection) else { continue };
-                        let is_settled = self.is_settled;
                         let Some(session) = self.session(client) else { continue };
-                        if session.goodbye != Goodbye::No {
-                            // It goes back with the connection.
-                        } else if !is_settled && matches!(delivery.source, Source::Stored(..)) {
-                            session.withheld.push(delivery);
-                        } else {
-                            self.deliver(now, store, client, &delivery);
+                        // Otherwise it goes back with the connection.
+                        if session.goodbye == Goodbye::No {
+                            self.deliver_or_withhold(now, store, client, delivery);
                         }
                     }
                     Effect::Event { connection, event } => {

@@ -691,6 +691,11 @@ impl Connection {
         true
     }
 
+    /// Does a consumer only look?
+    pub fn is_browser(&self, consumer: ConsumerNumber) -> bool {
+        self.consumers.get(consumer).is_some_and(|consumer| consumer.browser)
+    }
+
     /// Moves the acknowledgements of auto-ack deliveries since the last call to the end of `acks`. They are for the broker
     /// once what was in `out` is written.
     pub fn take_auto_acks(&mut self, acks: &mut Vec<Ack>) {

@@ -935,12 +935,14 @@ impl Lead<'_> {
             Wanted::Suspended(reason) => {
                 warn!(%reason, "persistent work is suspended");
                 *unpoisoned(&stage.suspended) = Some((stage.clock.now_ms(), reason));
+                self.reign.shared.suspend(true);
                 // What needs no copies goes on.
                 self.open().await?;
             }
             Wanted::Resumed => {
                 info!("persistent work goes on");
                 unpoisoned(&stage.suspended).take();
+                self.reign.shared.suspend(false);
             }
             Wanted::Stalled(for_ms) => {
                 warn!(for_ms, "our disk flushes nothing, and a replica's does: it shall lead");

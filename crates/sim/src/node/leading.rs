@@ -337,11 +337,13 @@ impl Process {
                         leading.is_suspended = true;
                         leading.is_open = true;
                     }
+                    self.suspend_service(ctx, true);
                 }
                 PrimaryEffect::Resumed => {
                     if let Some(leading) = self.leading() {
                         leading.is_suspended = false;
                     }
+                    self.suspend_service(ctx, false);
                 }
                 PrimaryEffect::Stalled { for_ms } => {
                     ctx.say(self.index, || format!("our disk hangs since {for_ms} ms, a replica's does not"));
@@ -537,6 +539,13 @@ impl Process {
             let hop = ctx.hop();
             self.role_later(ctx, hop, RoleEvent::Apply);
         }
+    }
+
+    fn suspend_service(&mut self, ctx: &mut Ctx, suspended: bool) {
+        let now = ctx.wall_ms(self.index);
+        let Some(leading) = self.leading() else { return };
+        leading.service.suspend(now, &mut leading.store, suspended);
+        self.served(ctx);
     }
 
     fn lead_apply(&mut self, ctx: &mut Ctx) {
