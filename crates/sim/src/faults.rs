@@ -303,15 +303,15 @@ pub(crate) fn mend_all(world: &mut World) {
     world.ctx.net.heal_all();
     while world.ctx.hub.deliver() {}
     for index in 0..world.nodes.len() {
+        // Who stands still goes on when its time has come.
+        if world.nodes.get(index).is_none_or(|node| node.paused_until <= now) {
+            world.ctx.hub.heal(&name(index));
+        }
         if let Some(disk) = world.ctx.disks.get_mut(index) {
             disk.flush = (100, 1_500);
             disk.hangs_until = now;
         }
         if let Some(node) = world.nodes.get_mut(index) {
-            // Who stands still goes on when its time comes: what waits for it would come out of order otherwise.
-            if node.paused_until <= now {
-                world.ctx.hub.heal(&name(index));
-            }
             node.disk.mend();
             node.stays_away = false;
         }

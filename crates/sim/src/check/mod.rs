@@ -59,6 +59,8 @@ pub(crate) type StoreKey = (usize, StoreId);
 #[derive(Default, Debug)]
 pub(crate) struct Held {
     pub(crate) batches: Vec<Batch>,
+    /// The furthest it ever had, also of what was cut since.
+    pub(crate) furthest: Lsn,
     /// Other files were put in place: what there is, is read when the store is opened.
     pub(crate) is_new: bool,
     /// It was to be cut there. Whatever interrupted that, the next start may finish it.
@@ -163,6 +165,7 @@ impl Oracle {
         i03::same(&mut self.seals, &batch)?;
         let held = self.held.entry(key).or_default();
         i02::follows(held, &batch)?;
+        held.furthest = held.furthest.max(batch.end);
         held.batches.push(batch);
         Ok(())
     }
