@@ -23,6 +23,8 @@ pub(crate) enum Event {
     Service,
     /// Something breaks, if anything is to break.
     Fault,
+    /// Something breaks at this node, in the very moment in which it hurts.
+    Ambush(usize),
     /// A fault ends.
     Heal(Healing),
     /// A client asked to be woken.

@@ -109,7 +109,7 @@ fn cut_link(world: &mut World, node: usize) -> bool {
     true
 }
 
-fn isolate(world: &mut World, node: usize) -> bool {
+pub(crate) fn isolate(world: &mut World, node: usize) -> bool {
     for other in (0..world.nodes.len()).filter(|other| *other != node) {
         cut(world, node, other);
         cut(world, other, node);
@@ -155,7 +155,7 @@ fn fault_write(world: &mut World, node: usize) -> bool {
     true
 }
 
-fn pause(world: &mut World, index: usize) -> bool {
+pub(crate) fn pause(world: &mut World, index: usize) -> bool {
     let takes = while_(world);
     let until = world.ctx.now + takes;
     let Some(node) = world.nodes.get_mut(index) else { return false };

@@ -13,6 +13,7 @@ pub mod history;
 mod net;
 mod node;
 mod options;
+mod plan;
 mod queue;
 pub mod service;
 mod trace;

@@ -54,6 +54,8 @@ pub struct Faults {
     pub disk: bool,
     /// Disks are replaced.
     pub replace: bool,
+    /// Faults in the very moment in which they hurt: while a change of the set has no answer, when a data file was deleted.
+    pub ambush: bool,
 }
 
 impl Faults {
@@ -67,6 +69,7 @@ impl Faults {
         wall: false,
         disk: true,
         replace: true,
+        ambush: true,
     };
     /// Nothing.
     pub const NONE: Self = Self {
@@ -78,6 +81,7 @@ impl Faults {
         wall: false,
         disk: false,
         replace: false,
+        ambush: false,
     };
 }
 
@@ -99,9 +103,10 @@ impl FromStr for Faults {
                 "wall" => faults.wall = true,
                 "disk" => faults.disk = true,
                 "replace" => faults.replace = true,
+                "ambush" => faults.ambush = true,
                 other => {
                     return Err(format!(
-                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,wall,disk,replace"
+                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,wall,disk,replace,ambush"
                     ));
                 }
             }

@@ -10,6 +10,7 @@ use crate::faults;
 use crate::net::{Arrival, ConnId, EndPoint, Side};
 use crate::node::{Node, Process};
 use crate::options::{Mutation, SimOptions};
+use crate::plan::{self, Plan};
 use crate::trace::WORLD;
 use crate::visitors::{ToNode, Visitors};
 use crate::wire::ClientId;
@@ -89,6 +90,7 @@ fn shape(options: &SimOptions, random: &mut Random) -> Shape {
         ring_bytes_max: between(512, 16_384) as usize,
         checkpoint_ms: between(300, 5_000) as u64,
         collect_ms: between(500, 6_000) as u64,
+        upkeep_us: 250 * MS,
         mutation: options.mutation,
     }
 }
@@ -96,8 +98,10 @@ fn shape(options: &SimOptions, random: &mut Random) -> Shape {
 impl World {
     pub(crate) fn new(options: SimOptions) -> Self {
         let mut random = Random::new(options.seed ^ 0x5eed_5eed);
-        let shape = shape(&options, &mut random);
-        let mut ctx = Ctx::new(options.seed, shape, options.verbose);
+        let mut shape = shape(&options, &mut random);
+        let mut plan = Plan::new(options.seed, options.faults);
+        plan.bend(&mut shape);
+        let mut ctx = Ctx::new(options.seed, shape, plan, options.verbose);
         let nodes = (0..options.nodes)
             .map(|index| Node { index, disk: MemoryFiles::new(), life: 0, process: None, paused_until: 0 })
             .collect();
@@ -155,6 +159,7 @@ impl World {
     /// The faults stop; then the cluster has to become well.
     fn calm_down(&mut self) {
         self.is_calm = true;
+        self.ctx.plan.is_over = true;
         self.visitors.clients.quiesce();
         faults::mend_all(self);
         self.ctx.say(WORLD, || "the faults stop".to_owned());
@@ -230,6 +235,7 @@ impl World {
                     self.ctx.at(wait, Event::Fault);
                 }
             }
+            Event::Ambush(node) => plan::ambush(self, node),
             Event::Heal(healing) => faults::heal(self, healing),
             Event::Wake { client } => self.visitors.step(&mut self.ctx, client, ClientEvent::Wake),
             Event::ToClient { client, line, what } => {

@@ -14,6 +14,7 @@ use crate::check;
 use crate::ctx::{Ctx, name};
 use crate::event::NodeEvent;
 use crate::options::Mutation;
+use crate::plan;
 
 /// How often the elector looks at the time.
 const TICK_MS: Millis = 50;
@@ -211,7 +212,11 @@ impl Process {
                 now(ctx, provider.create(record)).map(|result| Told::Written { op, result })
             }
             Effect::Cas { op, expected, record, fence } => {
+                let ambush = plan::change_arrives(ctx, self.index, &record);
                 let result = now(ctx, provider.cas(expected, record, fence));
+                if ambush {
+                    plan::change_arrived(ctx, self.index);
+                }
                 if ctx.mutated(Mutation::UnknownIsFailed)
                     && let Some(CasResult::Unknown(_)) = result
                 {

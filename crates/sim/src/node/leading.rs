@@ -31,8 +31,6 @@ const TICK: u64 = 20 * MS;
 const APPLY_MAX: usize = 64;
 /// How often the broker looks at the time, at least.
 const BROKER_TICK: u64 = 100 * MS;
-/// How often upkeep looks.
-const UPKEEP: u64 = 250 * MS;
 
 /// A replica that becomes the primary.
 pub(crate) struct Promoting {
@@ -212,7 +210,7 @@ impl Process {
         };
         self.become_role(Role::Leading(Box::new(leading)));
         self.role_later(ctx, TICK, RoleEvent::LeadTick);
-        self.role_later(ctx, UPKEEP, RoleEvent::Upkeep);
+        self.role_later(ctx, ctx.shape.upkeep_us, RoleEvent::Upkeep);
         self.role_later(ctx, BROKER_TICK, RoleEvent::BrokerTick);
         self.journal_later(ctx);
         self.decide_later(ctx);
@@ -628,7 +626,7 @@ impl Process {
     }
 
     fn lead_upkeep(&mut self, ctx: &mut Ctx) {
-        self.role_later(ctx, UPKEEP, RoleEvent::Upkeep);
+        self.role_later(ctx, ctx.shape.upkeep_us, RoleEvent::Upkeep);
         let index = self.index;
         let now = ctx.local_ms(index) as u64;
         let may_collect = self.may_collect(ctx);
