@@ -60,7 +60,9 @@ pub(crate) fn change_arrives(ctx: &mut Ctx, index: usize, written: &[u8]) -> boo
     if !ctx.plan.changes || ctx.plan.is_over {
         return false;
     }
-    let (Some(before), Ok(record)) = (&ctx.oracle.record, ClusterRecord::decode(written)) else { return false };
+    let (Some(before), Ok(record)) = (&ctx.oracle.record, ClusterRecord::decode(written)) else {
+        return false;
+    };
     if before.epoch != record.epoch || before.in_sync == record.in_sync || !ctx.plan.random.chance(2) {
         return false;
     }
