@@ -35,6 +35,8 @@ pub(crate) struct Shape {
     pub(crate) batch_bytes_max: u32,
     pub(crate) ring_bytes_max: usize,
     pub(crate) checkpoint_ms: u64,
+    /// The same, for a replica.
+    pub(crate) replica_checkpoint_ms: u64,
     pub(crate) collect_ms: u64,
     /// How often upkeep looks.
     pub(crate) upkeep_us: Micros,

@@ -25,6 +25,8 @@ pub(crate) enum Event {
     Fault,
     /// Something breaks at this node, in the very moment in which it hurts.
     Ambush(usize),
+    /// Whoever looks after the cluster does something.
+    Operator,
     /// A fault ends.
     Heal(Healing),
     /// A client asked to be woken.

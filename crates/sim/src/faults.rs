@@ -45,7 +45,7 @@ pub(crate) fn strike(world: &mut World) {
     }
 }
 
-fn leader(world: &World) -> Option<usize> {
+pub(crate) fn leader(world: &World) -> Option<usize> {
     let leads = |node: &&crate::node::Node| {
         node.process.as_ref().is_some_and(|process| matches!(process.role, Role::Leading(_)))
     };
@@ -235,7 +235,7 @@ fn replace(world: &mut World, index: usize) -> bool {
         Some(Role::Leading(leading)) => !leading.proposals.is_empty(),
         _ => false,
     });
-    if proposes || world.ctx.shape.minimum_replicas == 0 {
+    if proposes || record.minimum_replicas == 0 {
         return false;
     }
     let Some(key) = members.iter().copied().find(|(node, _)| *node == index) else { return false };

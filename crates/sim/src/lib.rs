@@ -12,6 +12,7 @@ mod faults;
 pub mod history;
 mod net;
 mod node;
+mod operator;
 mod options;
 mod plan;
 mod queue;

@@ -54,6 +54,8 @@ pub struct Faults {
     pub disk: bool,
     /// Disks are replaced.
     pub replace: bool,
+    /// An operator works: planned changes of the primary, other minima, nodes that leave, come back, or come late.
+    pub operator: bool,
     /// Faults in the very moment in which they hurt: while a change of the set has no answer, when a data file was deleted.
     pub ambush: bool,
 }
@@ -69,6 +71,7 @@ impl Faults {
         wall: false,
         disk: true,
         replace: true,
+        operator: true,
         ambush: true,
     };
     /// Nothing.
@@ -81,6 +84,7 @@ impl Faults {
         wall: false,
         disk: false,
         replace: false,
+        operator: false,
         ambush: false,
     };
 }
@@ -103,10 +107,11 @@ impl FromStr for Faults {
                 "wall" => faults.wall = true,
                 "disk" => faults.disk = true,
                 "replace" => faults.replace = true,
+                "operator" => faults.operator = true,
                 "ambush" => faults.ambush = true,
                 other => {
                     return Err(format!(
-                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,wall,disk,replace,ambush"
+                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,wall,disk,replace,operator,ambush"
                     ));
                 }
             }
@@ -156,7 +161,8 @@ mutations! {
     StoreIdIgnored = "store-id-ignored",
     /// A checkpoint is written before the marker is committed.
     EarlyCheckpoint = "early-checkpoint",
-    /// Data files are deleted before a checkpoint is behind the decision.
+    /// Data files are deleted before a checkpoint is behind the decision, and a start does not look whether files behind its
+    /// checkpoint are gone: either alone is enough.
     EarlyRetire = "early-retire",
     /// A replica applies what it has received, not what is committed.
     ApplyBeyondCommit = "apply-beyond-commit",

@@ -26,6 +26,10 @@ pub(crate) struct Plan {
     changes: bool,
     /// Nodes die when they have deleted a data file.
     pub(crate) collection: bool,
+    /// Somebody changes what the cluster is.
+    pub(crate) operator: bool,
+    /// The last node starts then for the first time.
+    late_us: Micros,
     /// The faults have stopped.
     pub(crate) is_over: bool,
 }
@@ -36,15 +40,26 @@ impl Plan {
         let mut draw = |one_in: u64, enabled: bool| random.chance(one_in) && enabled;
         let changes = draw(4, faults.ambush);
         let collection = draw(6, faults.ambush);
-        Self { random, changes, collection, is_over: false }
+        let operator = draw(5, faults.operator);
+        let is_late = draw(3, operator);
+        let late_us = if is_late { random.below(20_000 * MS) } else { 0 };
+        Self { random, changes, collection, operator, late_us, is_over: false }
+    }
+
+    /// How much later than the others a node starts for the first time.
+    pub(crate) fn late_us(&self, node: usize, nodes: usize) -> Micros {
+        if node > 0 && node + 1 == nodes { self.late_us } else { 0 }
     }
 
     /// Makes the world such that there are such moments.
     pub(crate) fn bend(&mut self, shape: &mut Shape) {
+        shape.replica_checkpoint_ms = shape.checkpoint_ms;
         if self.collection {
             shape.upkeep_us = 2 * MS + self.random.below(60 * MS);
             shape.collect_ms = 50 + self.random.below(1_000);
-            shape.checkpoint_ms = 200 + self.random.below(4_000);
+            shape.checkpoint_ms = 200 + self.random.below(2_000);
+            // What a primary gives up, its replicas still replay.
+            shape.replica_checkpoint_ms = shape.checkpoint_ms * (1 + self.random.below(8));
             shape.file_bytes_max = 2 * 1024;
             shape.replication.file_bytes_max = shape.file_bytes_max;
         }

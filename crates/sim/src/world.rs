@@ -9,6 +9,7 @@ use crate::event::{ConnEvent, Event, NodeEvent};
 use crate::faults;
 use crate::net::{Arrival, ConnId, EndPoint, Side};
 use crate::node::{Node, Process};
+use crate::operator;
 use crate::options::{Mutation, SimOptions};
 use crate::plan::{self, Plan};
 use crate::trace::WORLD;
@@ -89,6 +90,7 @@ fn shape(options: &SimOptions, random: &mut Random) -> Shape {
         batch_bytes_max: between(512, 4_096) as u32,
         ring_bytes_max: between(512, 16_384) as usize,
         checkpoint_ms: between(300, 5_000) as u64,
+        replica_checkpoint_ms: 0,
         collect_ms: between(500, 6_000) as u64,
         upkeep_us: 250 * MS,
         mutation: options.mutation,
@@ -106,7 +108,7 @@ impl World {
             .map(|index| Node { index, disk: MemoryFiles::new(), life: 0, process: None, paused_until: 0 })
             .collect();
         for node in 0..options.nodes {
-            let at = random.below(100 * MS);
+            let at = random.below(100 * MS) + ctx.plan.late_us(node, options.nodes);
             ctx.at(at, Event::Start { node, life: 0 });
         }
         ctx.at(0, Event::Service);
@@ -122,6 +124,9 @@ impl World {
         visitors.begin(&mut ctx);
         let fault_us = 30 * MS + random.below(1_500 * MS);
         ctx.at(500 * MS, Event::Fault);
+        if ctx.plan.operator {
+            ctx.at(1_000 * MS, Event::Operator);
+        }
         let world =
             Self { ctx, nodes, options, arrivals: Vec::new(), steps: 0, is_calm: false, visitors, fault_us };
         if world.ctx.mutated(Mutation::AckBeforeFlush) {
@@ -235,6 +240,7 @@ impl World {
                     self.ctx.at(wait, Event::Fault);
                 }
             }
+            Event::Operator => operator::act(self),
             Event::Ambush(node) => plan::ambush(self, node),
             Event::Heal(healing) => faults::heal(self, healing),
             Event::Wake { client } => self.visitors.step(&mut self.ctx, client, ClientEvent::Wake),

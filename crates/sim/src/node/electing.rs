@@ -145,11 +145,16 @@ impl Process {
     }
 
     /// Asks the elector for a change of the record; the answer comes under this number.
-    pub(super) fn request(&mut self, ctx: &mut Ctx, request: Request) -> u64 {
+    pub(crate) fn request(&mut self, ctx: &mut Ctx, request: Request) -> u64 {
         ctx.requests += 1;
         let id = ctx.requests;
         self.tell(ctx, Told::Request { id, request });
         id
+    }
+
+    /// Whether an operator has taken that node out.
+    pub(super) fn is_removed(&self, node: &kahawai_types::NodeId) -> bool {
+        self.electing.elector.record().is_some_and(|record| record.removed.contains(node))
     }
 
     fn campaign(&mut self, ctx: &mut Ctx, id: u64) {

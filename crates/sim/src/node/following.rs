@@ -377,7 +377,7 @@ impl Process {
         }
         let (at, position) = following.checkpointed;
         let applied = following.follower.applied();
-        if applied != position && now - at >= ctx.shape.checkpoint_ms {
+        if applied != position && now - at >= ctx.shape.replica_checkpoint_ms {
             following.checkpointed = (now, applied);
             following.checkpoint = Some(following.follower.begin_checkpoint(false));
             let takes = ctx.flush_us(self.index) * 2;

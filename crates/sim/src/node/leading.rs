@@ -15,6 +15,7 @@ use kahawai_store::{Follower, Store, generation};
 use kahawai_types::{Epoch, Lsn, Millis, ReplicaId};
 
 use super::feeding::Source;
+use super::handover::Handover;
 use super::{Decision, MS, Process, Role};
 use crate::check;
 use crate::ctx::Ctx;
@@ -77,6 +78,7 @@ pub(crate) struct Leading {
     checkpointed: (u64, Lsn),
     collected: u64,
     service: Service,
+    pub(super) handover: Option<Handover>,
     /// Connections of clients.
     lines: BTreeMap<ClientId, u32>,
 }
@@ -206,6 +208,7 @@ impl Process {
             checkpointed: (now as u64, commit),
             collected: now as u64,
             service,
+            handover: None,
             lines: BTreeMap::new(),
         };
         self.become_role(Role::Leading(Box::new(leading)));
@@ -392,6 +395,9 @@ impl Process {
 
     /// The record's answer to a proposal.
     pub(super) fn answered(&mut self, ctx: &mut Ctx, request: u64, applied: bool, stepped_down: bool) {
+        if self.handed_over(ctx, request, applied) {
+            return;
+        }
         let Some(leading) = self.leading() else { return };
         let Some(proposed) = leading.proposals.remove(&request) else { return };
         if applied {
@@ -425,6 +431,7 @@ impl Process {
                     self.primary_step(ctx, PrimaryEvent::Gone { replica: &replica });
                 }
                 self.primary_step(ctx, PrimaryEvent::Tick);
+                self.settle(ctx);
             }
             RoleEvent::Journal => self.journal(ctx),
             RoleEvent::Written => self.written(ctx),
@@ -596,6 +603,7 @@ impl Process {
     pub(crate) fn client(&mut self, ctx: &mut Ctx, client: ClientId, line: u32, what: ToNode) -> bool {
         let index = self.index;
         let now = ctx.wall_ms(index);
+        let Some(what) = self.unless_handing_over(client, line, what) else { return true };
         let Some(leading) = self.leading() else { return false };
         match what {
             ToNode::Dial => {
