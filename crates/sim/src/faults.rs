@@ -223,6 +223,10 @@ fn bad_disk(world: &mut World, index: usize) -> bool {
 /// The disk is gone, an empty one is put in. Only where everything that was confirmed is on the others, and stays there: all
 /// nodes are in sync, and no change of that is on its way.
 fn replace(world: &mut World, index: usize) -> bool {
+    // One copy fewer is what a minimum of one bears.
+    if world.ctx.plan.harm.is_some() {
+        return false;
+    }
     let Some(record) = &world.ctx.oracle.record else { return false };
     let members: Vec<_> = record.in_sync.iter().map(Oracle::key_of).collect();
     if members.len() < world.nodes.len() || members.iter().any(|key| world.ctx.oracle.gone.contains(key)) {

@@ -9,6 +9,7 @@ mod clock;
 mod ctx;
 mod event;
 mod faults;
+mod harm;
 pub mod history;
 mod net;
 mod node;

@@ -14,7 +14,7 @@ const MS: Micros = 1_000;
 
 /// Does one thing, and comes back later.
 pub(crate) fn act(world: &mut World) {
-    let wait = if world.is_calm { 500 * MS } else { 50 * MS + world.ctx.plan.random.below(3_000 * MS) };
+    let wait = if world.is_calm { 500 * MS } else { 50 * MS + world.ctx.plan.random.below(1_500 * MS) };
     world.ctx.at(wait, Event::Operator);
     let Some(index) = leader(world) else { return };
     let removed: Vec<NodeId> =

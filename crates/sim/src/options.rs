@@ -54,6 +54,14 @@ pub struct Faults {
     pub disk: bool,
     /// Disks are replaced.
     pub replace: bool,
+    /// Bits change on a disk.
+    pub rot: bool,
+    /// Disks are put back as they were, or are copies of other nodes'.
+    pub stale: bool,
+    /// The election service is restored from a backup.
+    pub rollback: bool,
+    /// A node is forced to lead.
+    pub force: bool,
     /// An operator works: planned changes of the primary, other minima, nodes that leave, come back, or come late.
     pub operator: bool,
     /// Faults in the very moment in which they hurt: while a change of the set has no answer, when a data file was deleted.
@@ -71,6 +79,10 @@ impl Faults {
         wall: false,
         disk: true,
         replace: true,
+        rot: true,
+        stale: true,
+        rollback: true,
+        force: true,
         operator: true,
         ambush: true,
     };
@@ -84,6 +96,10 @@ impl Faults {
         wall: false,
         disk: false,
         replace: false,
+        rot: false,
+        stale: false,
+        rollback: false,
+        force: false,
         operator: false,
         ambush: false,
     };
@@ -107,11 +123,15 @@ impl FromStr for Faults {
                 "wall" => faults.wall = true,
                 "disk" => faults.disk = true,
                 "replace" => faults.replace = true,
+                "rot" => faults.rot = true,
+                "stale" => faults.stale = true,
+                "rollback" => faults.rollback = true,
+                "force" => faults.force = true,
                 "operator" => faults.operator = true,
                 "ambush" => faults.ambush = true,
                 other => {
                     return Err(format!(
-                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,wall,disk,replace,operator,ambush"
+                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,wall,disk,replace,rot,stale,rollback,force,operator,ambush"
                     ));
                 }
             }

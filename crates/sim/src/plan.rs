@@ -14,6 +14,7 @@ use crate::check::Oracle;
 use crate::ctx::{Ctx, Shape, name};
 use crate::event::{Event, Healing};
 use crate::faults;
+use crate::harm::{Harm, Stage};
 use crate::options::Faults;
 use crate::world::World;
 
@@ -30,6 +31,11 @@ pub(crate) struct Plan {
     pub(crate) operator: bool,
     /// The last node starts then for the first time.
     late_us: Micros,
+    /// What happens once.
+    pub(crate) harm: Option<Harm>,
+    pub(crate) stage: Stage,
+    /// A node whose disk is a copy of another's and says so.
+    pub(crate) cloned: Option<usize>,
     /// The faults have stopped.
     pub(crate) is_over: bool,
 }
@@ -37,13 +43,24 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn new(seed: u64, faults: Faults) -> Self {
         let mut random = Random::new(seed ^ 0x00a3_b054);
+        let harm = Harm::draw(&mut random, faults);
         let mut draw = |one_in: u64, enabled: bool| random.chance(one_in) && enabled;
         let changes = draw(4, faults.ambush);
         let collection = draw(6, faults.ambush);
-        let operator = draw(5, faults.operator);
+        let operator = draw(3, faults.operator && harm.is_none());
         let is_late = draw(3, operator);
         let late_us = if is_late { random.below(20_000 * MS) } else { 0 };
-        Self { random, changes, collection, operator, late_us, is_over: false }
+        Self {
+            random,
+            changes,
+            collection,
+            operator,
+            late_us,
+            harm,
+            stage: Stage::Before,
+            cloned: None,
+            is_over: false,
+        }
     }
 
     /// How much later than the others a node starts for the first time.

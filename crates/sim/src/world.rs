@@ -7,6 +7,7 @@ use crate::clients::ClientEvent;
 use crate::ctx::{Ctx, Shape, name};
 use crate::event::{ConnEvent, Event, NodeEvent};
 use crate::faults;
+use crate::harm;
 use crate::net::{Arrival, ConnId, EndPoint, Side};
 use crate::node::{Node, Process};
 use crate::operator;
@@ -124,6 +125,10 @@ impl World {
         visitors.begin(&mut ctx);
         let fault_us = 30 * MS + random.below(1_500 * MS);
         ctx.at(500 * MS, Event::Fault);
+        if ctx.plan.harm.is_some() {
+            let at = 1_500 * MS + ctx.plan.random.below(12_000 * MS);
+            ctx.at(at, Event::Harm);
+        }
         if ctx.plan.operator {
             ctx.at(1_000 * MS, Event::Operator);
         }
@@ -167,6 +172,7 @@ impl World {
         self.ctx.plan.is_over = true;
         self.visitors.clients.quiesce();
         faults::mend_all(self);
+        harm::mend(self);
         self.ctx.say(WORLD, || "the faults stop".to_owned());
         let until = self.ctx.now + PATIENCE;
         let mut look_at = self.ctx.now;
@@ -180,6 +186,7 @@ impl World {
             look_at = self.ctx.now + 50 * MS;
             match live::missing(&self.ctx, &self.nodes) {
                 None if self.visitors.clients.is_drained() => break,
+                None if self.ctx.oracle.has_lost && self.ctx.now + PATIENCE / 2 >= until => break,
                 None if self.ctx.now >= until => {
                     let text = match self.visitors.clients.history().check() {
                         Err(Violation(text)) => text,
@@ -194,7 +201,9 @@ impl World {
         }
         check::full(&mut self.ctx, &self.nodes);
         live::converged(&mut self.ctx, &self.nodes);
-        if let Err(Violation(text)) = self.visitors.clients.history().check() {
+        if let Err(Violation(text)) = self.visitors.clients.history().check()
+            && !self.ctx.oracle.has_lost
+        {
             self.ctx.violate(text);
         }
     }
@@ -241,6 +250,7 @@ impl World {
                 }
             }
             Event::Operator => operator::act(self),
+            Event::Harm => harm::act(self),
             Event::Ambush(node) => plan::ambush(self, node),
             Event::Heal(healing) => faults::heal(self, healing),
             Event::Wake { client } => self.visitors.step(&mut self.ctx, client, ClientEvent::Wake),
@@ -305,6 +315,7 @@ impl World {
         ctx.net.returned(ctx.now, &mut ctx.queue, &mut ctx.random, index);
         match Process::start(ctx, index, life, node.disk.clone()) {
             Ok(process) => {
+                harm::started(ctx, index);
                 ctx.note(index, "starts", life.into(), process.identity.promised_epoch.0);
                 node.process = Some(process);
             }
@@ -399,6 +410,10 @@ impl World {
 
     /// What clients have seen so far.
     fn look_at_history(&mut self) {
+        // A loss was declared, and nobody wrote down what belongs to it.
+        if self.ctx.oracle.has_lost {
+            return;
+        }
         if let Some(Violation(text)) = self.visitors.clients.history().violation().cloned() {
             self.ctx.violate(text);
         }

@@ -14,7 +14,7 @@ use crate::check;
 use crate::ctx::{Ctx, name};
 use crate::event::NodeEvent;
 use crate::options::Mutation;
-use crate::plan;
+use crate::{harm, plan};
 
 /// How often the elector looks at the time.
 const TICK_MS: Millis = 50;
@@ -116,6 +116,9 @@ impl Process {
             }
             Effect::Lead { epoch, record, unclean } => {
                 ctx.note(self.index, "elected in epoch, version", epoch.0, record.version);
+                if harm::is_unnoticed(ctx, self.index) {
+                    return self.exit(ctx, "somebody takes it away".to_owned());
+                }
                 check::i23::elected(ctx, self.index, &self.identity, &record);
                 self.decided(ctx, Decision::Lead { epoch, record, unclean });
             }
