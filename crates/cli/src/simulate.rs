@@ -28,7 +28,8 @@ pub(crate) struct SimulateArguments {
     /// Events before the faults stop and the cluster has to become well.
     #[arg(long, default_value_t = 20_000)]
     steps: u64,
-    /// What breaks: all, none, or some of crash,network,service,pause,clock,wall,disk,replace.
+    /// What breaks: all, none, or some of crash,network,service,pause,clock,wall,disk,replace,rot,stale,rollback,force,operator,
+    /// ambush.
     #[arg(long, default_value = "all")]
     faults: Faults,
     /// Break this rule, to see that it is noticed.

@@ -17,6 +17,7 @@ use crate::clock::NodeClock;
 use crate::event::Event;
 use crate::net::{Arrival, ConnId, EndPoint, Net, Side};
 use crate::options::Mutation;
+use crate::plan::Plan;
 use crate::queue::Queue;
 use crate::trace::Trace;
 use crate::wire::{Answer, ClientId};
@@ -34,7 +35,11 @@ pub(crate) struct Shape {
     pub(crate) batch_bytes_max: u32,
     pub(crate) ring_bytes_max: usize,
     pub(crate) checkpoint_ms: u64,
+    /// The same, for a replica.
+    pub(crate) replica_checkpoint_ms: u64,
     pub(crate) collect_ms: u64,
+    /// How often upkeep looks.
+    pub(crate) upkeep_us: Micros,
     pub(crate) mutation: Option<Mutation>,
 }
 
@@ -61,6 +66,7 @@ pub(crate) struct Ctx {
     pub(crate) now: Micros,
     pub(crate) queue: Queue,
     pub(crate) random: Random,
+    pub(crate) plan: Plan,
     pub(crate) net: Net,
     pub(crate) hub: Arc<Hub>,
     /// Microseconds of one way to the election service, at most.
@@ -85,7 +91,7 @@ pub(crate) struct Ctx {
 }
 
 impl Ctx {
-    pub(crate) fn new(seed: u64, shape: Shape, verbose: bool) -> Self {
+    pub(crate) fn new(seed: u64, shape: Shape, plan: Plan, verbose: bool) -> Self {
         let mut random = Random::new(seed);
         let bell = Arc::new(Bell::default());
         let nodes = shape.nodes;
@@ -107,6 +113,7 @@ impl Ctx {
             oracle: Oracle::new(nodes),
             shape,
             random,
+            plan,
             trace: Trace::new(verbose),
             violation: None,
             requests: 0,

@@ -23,6 +23,12 @@ pub(crate) enum Event {
     Service,
     /// Something breaks, if anything is to break.
     Fault,
+    /// What a cluster meets once in its life goes on.
+    Harm,
+    /// Something breaks at this node, in the very moment in which it hurts.
+    Ambush(usize),
+    /// Whoever looks after the cluster does something.
+    Operator,
     /// A fault ends.
     Heal(Healing),
     /// A client asked to be woken.

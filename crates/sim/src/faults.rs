@@ -45,7 +45,7 @@ pub(crate) fn strike(world: &mut World) {
     }
 }
 
-fn leader(world: &World) -> Option<usize> {
+pub(crate) fn leader(world: &World) -> Option<usize> {
     let leads = |node: &&crate::node::Node| {
         node.process.as_ref().is_some_and(|process| matches!(process.role, Role::Leading(_)))
     };
@@ -109,7 +109,7 @@ fn cut_link(world: &mut World, node: usize) -> bool {
     true
 }
 
-fn isolate(world: &mut World, node: usize) -> bool {
+pub(crate) fn isolate(world: &mut World, node: usize) -> bool {
     for other in (0..world.nodes.len()).filter(|other| *other != node) {
         cut(world, node, other);
         cut(world, other, node);
@@ -155,7 +155,7 @@ fn fault_write(world: &mut World, node: usize) -> bool {
     true
 }
 
-fn pause(world: &mut World, index: usize) -> bool {
+pub(crate) fn pause(world: &mut World, index: usize) -> bool {
     let takes = while_(world);
     pause_for(world, index, takes)
 }
@@ -228,6 +228,10 @@ fn bad_disk(world: &mut World, index: usize) -> bool {
 /// The disk is gone, an empty one is put in. Only where everything that was confirmed is on the others, and stays there: all
 /// nodes are in sync, and no change of that is on its way.
 pub(crate) fn replace(world: &mut World, index: usize) -> bool {
+    // One copy fewer is what a minimum of one bears.
+    if world.ctx.plan.harm.is_some() {
+        return false;
+    }
     let Some(record) = &world.ctx.oracle.record else { return false };
     let members: Vec<_> = record.in_sync.iter().map(Oracle::key_of).collect();
     if members.len() < world.nodes.len() || members.iter().any(|key| world.ctx.oracle.gone.contains(key)) {
@@ -240,7 +244,7 @@ pub(crate) fn replace(world: &mut World, index: usize) -> bool {
         Some(Role::Leading(leading)) => !leading.proposals.is_empty(),
         _ => false,
     });
-    if proposes || world.ctx.shape.minimum_replicas == 0 {
+    if proposes || record.minimum_replicas == 0 {
         return false;
     }
     let Some(key) = members.iter().copied().find(|(node, _)| *node == index) else { return false };

@@ -54,6 +54,18 @@ pub struct Faults {
     pub disk: bool,
     /// Disks are replaced.
     pub replace: bool,
+    /// Bits change on a disk.
+    pub rot: bool,
+    /// Disks are put back as they were, or are copies of other nodes'.
+    pub stale: bool,
+    /// The election service is restored from a backup.
+    pub rollback: bool,
+    /// A node is forced to lead.
+    pub force: bool,
+    /// An operator works: planned changes of the primary, other minima, nodes that leave, come back, or come late.
+    pub operator: bool,
+    /// Faults in the very moment in which they hurt: while a change of the set has no answer, when a data file was deleted.
+    pub ambush: bool,
 }
 
 impl Faults {
@@ -67,6 +79,12 @@ impl Faults {
         wall: false,
         disk: true,
         replace: true,
+        rot: true,
+        stale: true,
+        rollback: true,
+        force: true,
+        operator: true,
+        ambush: true,
     };
     /// Nothing.
     pub const NONE: Self = Self {
@@ -78,6 +96,12 @@ impl Faults {
         wall: false,
         disk: false,
         replace: false,
+        rot: false,
+        stale: false,
+        rollback: false,
+        force: false,
+        operator: false,
+        ambush: false,
     };
 }
 
@@ -99,9 +123,15 @@ impl FromStr for Faults {
                 "wall" => faults.wall = true,
                 "disk" => faults.disk = true,
                 "replace" => faults.replace = true,
+                "rot" => faults.rot = true,
+                "stale" => faults.stale = true,
+                "rollback" => faults.rollback = true,
+                "force" => faults.force = true,
+                "operator" => faults.operator = true,
+                "ambush" => faults.ambush = true,
                 other => {
                     return Err(format!(
-                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,wall,disk,replace"
+                        "unknown fault '{other}': all, none, or some of crash,network,service,pause,clock,wall,disk,replace,rot,stale,rollback,force,operator,ambush"
                     ));
                 }
             }
@@ -151,7 +181,8 @@ mutations! {
     StoreIdIgnored = "store-id-ignored",
     /// A checkpoint is written before the marker is committed.
     EarlyCheckpoint = "early-checkpoint",
-    /// Data files are deleted before a checkpoint is behind the decision.
+    /// Data files are deleted before a checkpoint is behind the decision, and a start does not look whether files behind its
+    /// checkpoint are gone: either alone is enough.
     EarlyRetire = "early-retire",
     /// A replica applies what it has received, not what is committed.
     ApplyBeyondCommit = "apply-beyond-commit",

@@ -7,9 +7,12 @@ use crate::clients::ClientEvent;
 use crate::ctx::{Ctx, Shape, name};
 use crate::event::{ConnEvent, Event, NodeEvent};
 use crate::faults;
+use crate::harm;
 use crate::net::{Arrival, ConnId, EndPoint, Side};
 use crate::node::{Node, Process};
+use crate::operator;
 use crate::options::{Mutation, SimOptions};
+use crate::plan::{self, Plan};
 use crate::trace::WORLD;
 use crate::visitors::{ToNode, Visitors};
 use crate::wire::ClientId;
@@ -88,7 +91,9 @@ fn shape(options: &SimOptions, random: &mut Random) -> Shape {
         batch_bytes_max: between(512, 4_096) as u32,
         ring_bytes_max: between(512, 16_384) as usize,
         checkpoint_ms: between(300, 5_000) as u64,
+        replica_checkpoint_ms: 0,
         collect_ms: between(500, 6_000) as u64,
+        upkeep_us: 250 * MS,
         mutation: options.mutation,
     }
 }
@@ -96,8 +101,10 @@ fn shape(options: &SimOptions, random: &mut Random) -> Shape {
 impl World {
     pub(crate) fn new(options: SimOptions) -> Self {
         let mut random = Random::new(options.seed ^ 0x5eed_5eed);
-        let shape = shape(&options, &mut random);
-        let mut ctx = Ctx::new(options.seed, shape, options.verbose);
+        let mut shape = shape(&options, &mut random);
+        let mut plan = Plan::new(options.seed, options.faults);
+        plan.bend(&mut shape);
+        let mut ctx = Ctx::new(options.seed, shape, plan, options.verbose);
         let nodes = (0..options.nodes)
             .map(|index| Node {
                 index,
@@ -109,7 +116,7 @@ impl World {
             })
             .collect();
         for node in 0..options.nodes {
-            let at = random.below(100 * MS);
+            let at = random.below(100 * MS) + ctx.plan.late_us(node, options.nodes);
             ctx.at(at, Event::Start { node, life: 0 });
         }
         ctx.at(0, Event::Service);
@@ -125,6 +132,13 @@ impl World {
         visitors.begin(&mut ctx);
         let fault_us = 30 * MS + random.below(1_500 * MS);
         ctx.at(500 * MS, Event::Fault);
+        if ctx.plan.harm.is_some() {
+            let at = 1_500 * MS + ctx.plan.random.below(12_000 * MS);
+            ctx.at(at, Event::Harm);
+        }
+        if ctx.plan.operator {
+            ctx.at(1_000 * MS, Event::Operator);
+        }
         let world =
             Self { ctx, nodes, options, arrivals: Vec::new(), steps: 0, is_calm: false, visitors, fault_us };
         if world.ctx.mutated(Mutation::AckBeforeFlush) {
@@ -162,8 +176,10 @@ impl World {
     /// The faults stop; then the cluster has to become well.
     fn calm_down(&mut self) {
         self.is_calm = true;
+        self.ctx.plan.is_over = true;
         self.visitors.clients.quiesce();
         faults::mend_all(self);
+        harm::mend(self);
         self.ctx.say(WORLD, || "the faults stop".to_owned());
         let until = self.ctx.now + PATIENCE;
         let mut look_at = self.ctx.now;
@@ -177,6 +193,7 @@ impl World {
             look_at = self.ctx.now + 50 * MS;
             match live::missing(&self.ctx, &self.nodes) {
                 None if self.visitors.clients.is_drained() => break,
+                None if self.ctx.oracle.has_lost && self.ctx.now + PATIENCE / 2 >= until => break,
                 None if self.ctx.now >= until => {
                     let text = match self.visitors.clients.history().check() {
                         Err(Violation(text)) => text,
@@ -191,7 +208,9 @@ impl World {
         }
         check::full(&mut self.ctx, &self.nodes);
         live::converged(&mut self.ctx, &self.nodes);
-        if let Err(Violation(text)) = self.visitors.clients.history().check() {
+        if let Err(Violation(text)) = self.visitors.clients.history().check()
+            && !self.ctx.oracle.has_lost
+        {
             self.ctx.violate(text);
         }
     }
@@ -237,6 +256,9 @@ impl World {
                     self.ctx.at(wait, Event::Fault);
                 }
             }
+            Event::Operator => operator::act(self),
+            Event::Harm => harm::act(self),
+            Event::Ambush(node) => plan::ambush(self, node),
             Event::Heal(healing) => faults::heal(self, healing),
             Event::Wake { client } => self.visitors.step(&mut self.ctx, client, ClientEvent::Wake),
             Event::ToClient { client, line, what } => {
@@ -300,6 +322,7 @@ impl World {
         ctx.net.returned(ctx.now, &mut ctx.queue, &mut ctx.random, index);
         match Process::start(ctx, index, life, node.disk.clone()) {
             Ok(process) => {
+                harm::started(ctx, index);
                 ctx.note(index, "starts", life.into(), process.identity.promised_epoch.0);
                 node.process = Some(process);
             }
@@ -394,6 +417,10 @@ impl World {
 
     /// What clients have seen so far.
     fn look_at_history(&mut self) {
+        // A loss was declared, and nobody wrote down what belongs to it.
+        if self.ctx.oracle.has_lost {
+            return;
+        }
         if let Some(Violation(text)) = self.visitors.clients.history().violation().cloned() {
             self.ctx.violate(text);
         }

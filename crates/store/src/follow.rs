@@ -271,13 +271,14 @@ impl Follower {
         let end = self.reader.durable_end();
         while self.advance(end, usize::MAX)? {}
         let marker_end = self.journal.begin_epoch(new)?.end;
-        let rolled_back = self.replayer.finish();
+        let abandoned = self.replayer.finish();
         let positions = (self.commit.min(end), end, marker_end);
         let mut store =
             Store::promoted(self.state, self.journal, self.index, positions, self.checkpointed, self.early);
-        for id in &rolled_back {
-            store.append_rollback(id)?;
+        for (id, files) in &abandoned {
+            store.append_rollback(id, files)?;
         }
+        let rolled_back = abandoned.into_iter().map(|(id, _)| id).collect();
         Ok(Promoted { store, marker_end, rolled_back })
     }
 }

@@ -55,7 +55,13 @@ pub fn inspect(files: &Arc<dyn Files>) -> Result<Inspection, OpenError> {
     let reason = "an inspection reads the journal itself".to_owned();
     let Loaded { state, how, replayer, .. } =
         load_foreign(files, &reader, &recovery, None, false, reason, EVERYTHING)?;
-    Ok(Inspection { state, reader, recovery, how, open: replayer.finish() })
+    Ok(Inspection {
+        state,
+        reader,
+        recovery,
+        how,
+        open: replayer.finish().into_iter().map(|(id, _)| id).collect(),
+    })
 }
 
 /// Reads the message of a record.

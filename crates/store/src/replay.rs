@@ -270,7 +270,7 @@ impl Replayer {
             },
             Command::Prepare(id) => self.prepare(state, id, at)?,
             Command::Commit(id) => self.commit(state, &id, at, is_new)?,
-            Command::Rollback(id) => self.rollback(state, &id)?,
+            Command::Rollback(id) => self.rollback(state, &id, at)?,
             Command::UpdateMessage(add) if is_new => {
                 let op = self.update(state, &add, at, size, ours)?;
                 self.apply(state, op)?;
@@ -308,7 +308,7 @@ impl Replayer {
             let use_ = state.files.get(file).cloned().unwrap_or_default();
             let why = if use_.live > 0 {
                 format!("{} live messages", use_.live)
-            } else if use_.subscriptions > 0 {
+            } else if use_.subscriptions > 0 && state.subscriptions_with_newest_in(file) > 0 {
                 format!("{} durable subscriptions", use_.subscriptions)
             } else if prepared.into_iter().chain(open).any(|first| file >= first) {
                 "operations of a transaction without an outcome".to_owned()
@@ -497,12 +497,18 @@ impl Replayer {
         Ok(())
     }
 
-    fn rollback(&mut self, state: &mut State, id: &TransactionId) -> Result<(), ReplayError> {
-        if self.open.remove(id).is_some() {
+    /// Its record outlives the operations: without it, whoever replays what stays would take them for a transaction under way.
+    fn rollback(&mut self, state: &mut State, id: &TransactionId, at: Location) -> Result<(), ReplayError> {
+        if let Some(steps) = self.open.remove(id) {
+            for step in steps {
+                state.files.outlives(at.file, step.location().file);
+            }
             return Ok(());
         }
         let Some(prepared) = state.prepared.remove(id) else { return Ok(()) };
+        state.files.outlives(at.file, prepared.at.file);
         for op in prepared.operations {
+            state.files.outlives(at.file, op.location().file);
             if let PreparedOp::Remove { destination, subscription, sequence: Some(sequence), .. } = op {
                 state.hold(destination, subscription.as_ref(), sequence, false)?;
             }
@@ -611,8 +617,9 @@ impl Replayer {
         }
     }
 
-    /// Ends the replay; transactions that have no outcome will never have one.
-    pub fn finish(self) -> Vec<TransactionId> {
-        self.open.into_keys().collect()
+    /// Ends the replay; transactions that have no outcome will never have one. With each, the files of its operations.
+    pub fn finish(self) -> Vec<(TransactionId, BTreeSet<u32>)> {
+        let files = |steps: Vec<Step>| steps.iter().map(|step| step.location().file).collect();
+        self.open.into_iter().map(|(id, steps)| (id, files(steps))).collect()
     }
 }

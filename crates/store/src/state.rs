@@ -189,6 +189,15 @@ pub enum PreparedOp {
     },
 }
 
+impl PreparedOp {
+    /// Where its record lies.
+    pub fn location(&self) -> Location {
+        match self {
+            Self::Add { at, .. } | Self::Remove { at, .. } => *at,
+        }
+    }
+}
+
 /// The highest message numbers of the producers that stored last.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Audit {
@@ -579,8 +588,26 @@ impl State {
                 for file in files {
                     self.files.forget(file);
                     self.collected.insert(file);
+                    self.forget_first_records(file);
                 }
                 Ok(())
+            }
+        }
+    }
+
+    /// Subscriptions that were recorded in this file and again later begin with the later record.
+    fn forget_first_records(&mut self, file: u32) {
+        for n in 0..self.destinations.len() {
+            let Some(d) = self.destinations.get_mut(n) else { continue };
+            let mut has_changed = false;
+            for sub in d.subscriptions.values_mut().filter(|sub| sub.at.file == file) {
+                if let Some(renewed) = sub.renewed.take() {
+                    sub.at = renewed;
+                    has_changed = true;
+                }
+            }
+            if has_changed {
+                self.mark(DestinationKey(n as u32));
             }
         }
     }
@@ -800,6 +827,14 @@ impl State {
         let fail = |reason| ChunkError { destination: d.name.to_string(), chunk: number, reason };
         let source = self.source.as_ref().ok_or_else(|| fail("there is no index store".into()))?;
         source.load(key, number).map(Arc::new).map_err(fail)
+    }
+
+    /// How many durable subscriptions have their newest record in this file. Whether an older one is needed as well, only who
+    /// has seen all that was ever pending can tell: an index that was built from what stays needs less.
+    pub fn subscriptions_with_newest_in(&self, file: u32) -> usize {
+        let newest = |sub: &Subscription| sub.renewed.unwrap_or(sub.at).file;
+        let all = self.destinations.iter().flat_map(|d| d.subscriptions.values());
+        all.filter(|sub| newest(sub) == file).count()
     }
 
     /// The first data file with an operation of a prepared transaction.

@@ -20,7 +20,10 @@ pub(crate) fn confirmed(ctx: &mut Ctx, process: &Process, at: Lsn) {
     let Role::Leading(leading) = &process.role else { return };
     ctx.note(process.index, "confirms", at.0, 0);
     ctx.oracle.confirmed = ctx.oracle.confirmed.max(at);
-    let outcome = enough(&ctx.oracle, Oracle::key_of(&leading.me), at);
+    // What the primary has not heard of yet does not bind it: until then nobody has been told that it does.
+    let me = Oracle::key_of(&leading.me);
+    let outcome = enough(&ctx.oracle, me, u32::MAX, at)
+        .or_else(|_| enough(&ctx.oracle, me, leading.primary.status().minimum_replicas, at));
     ctx.require(outcome);
     let outcome = i04::leads(&ctx.oracle, process);
     ctx.require(outcome);
@@ -29,17 +32,15 @@ pub(crate) fn confirmed(ctx: &mut Ctx, process: &Process, at: Lsn) {
 }
 
 /// `minimumReplicas` others of the recorded set have it.
-fn enough(oracle: &Oracle, me: super::StoreKey, at: Lsn) -> Result<(), String> {
+fn enough(oracle: &Oracle, me: super::StoreKey, minimum: u32, at: Lsn) -> Result<(), String> {
     let (Some(record), Some(last)) = (&oracle.record, last_before(&oracle.committed, at)) else {
         return Ok(());
     };
     let others = record.in_sync.iter().map(Oracle::key_of).filter(|key| *key != me);
     let have = others.filter(|key| oracle.held(*key).is_some_and(|held| held.has(&last))).count();
-    if have >= record.minimum_replicas as usize {
+    let needed = record.minimum_replicas.min(minimum);
+    if have >= needed as usize {
         return Ok(());
     }
-    Err(format!(
-        "I5: {at} is confirmed, {have} other members of the set have it, {} are needed",
-        record.minimum_replicas
-    ))
+    Err(format!("I5: {at} is confirmed, {have} other members of the set have it, {needed} are needed"))
 }

@@ -8,6 +8,10 @@ use crate::ctx::Ctx;
 
 /// A primary commits up to there: the one history of the cluster grows.
 pub(crate) fn committed(oracle: &mut Oracle, me: StoreKey, epoch: Epoch, at: Lsn) -> Result<(), String> {
+    // It was deposed by an operator: its gate is shut, and whatever it commits is nobody's.
+    if epoch < oracle.unclean {
+        return Ok(());
+    }
     let Some(held) = oracle.held.get(&me) else {
         return Err(format!("I9: n{} commits {at} and has nothing", me.0));
     };
@@ -50,6 +54,10 @@ pub(crate) fn committed(oracle: &mut Oracle, me: StoreKey, epoch: Epoch, at: Lsn
 /// A replica is told that everything up to there is committed.
 pub(crate) fn told(ctx: &mut Ctx, index: usize, identity: &Identity, at: Lsn) {
     let oracle = &ctx.oracle;
+    // Who has not heard of the new reign may still hold what is lost.
+    if oracle.has_lost {
+        return;
+    }
     let Some(last) = last_before(&oracle.committed, at) else { return };
     if at > oracle.committed_end() && !(at.offset() == 0 && at.file() > oracle.committed_end().file()) {
         let end = oracle.committed_end();

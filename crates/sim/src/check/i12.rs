@@ -2,7 +2,7 @@
 
 use kahawai_election::ClusterRecord;
 
-use super::i14;
+use super::{Oracle, i14};
 use crate::ctx::Ctx;
 
 /// Looks whether the record has changed.
@@ -22,7 +22,23 @@ pub(crate) fn look(ctx: &mut Ctx) {
             record.version, record.epoch, record.phase
         )
     });
+    if let Some(before) = &ctx.oracle.record
+        && ctx.oracle.rolled_back_to.is_some()
+    {
+        if record.age() <= before.age() {
+            // The newest one that was ever written counts until somebody puts it back.
+            if ctx.oracle.rolled_back_to != revision {
+                let age = record.age();
+                ctx.violate(format!("I23: {age} was written upon a record that was rolled back"));
+            }
+            return;
+        }
+        ctx.oracle.rolled_back_to = None;
+    }
     if let Some(before) = ctx.oracle.record.take() {
+        if record.unclean_generation > before.unclean_generation {
+            forced(ctx, &record);
+        }
         let outcome = changed(&before, &record);
         ctx.require(outcome);
         let outcome = i14::recorded(&before, &record);
@@ -32,6 +48,22 @@ pub(crate) fn look(ctx: &mut Ctx) {
     ctx.note(crate::trace::WORLD, "record, epoch and version", record.epoch.0, record.version);
     ctx.oracle.record = Some(record);
     ctx.oracle.is_dirty = true;
+}
+
+/// An operator has forced a node to lead: what it lacks is lost, and that is declared.
+fn forced(ctx: &mut Ctx, record: &ClusterRecord) {
+    let oracle = &mut ctx.oracle;
+    let Some(primary) = &record.primary else { return };
+    let held = oracle.held.entry(Oracle::key_of(&primary.replica())).or_default();
+    let kept = oracle.committed.iter().rposition(|batch| held.has(batch)).map_or(0, |last| last + 1);
+    let lost = oracle.committed.len() - kept;
+    oracle.has_lost |= lost > 0;
+    oracle.committed.truncate(kept);
+    oracle.committed_in.truncate(kept);
+    oracle.unclean = record.epoch;
+    let end = oracle.committed_end();
+    oracle.confirmed = oracle.confirmed.min(end);
+    ctx.note(crate::trace::WORLD, "a loss is declared, batches", lost as u64, kept as u64);
 }
 
 fn changed(before: &ClusterRecord, record: &ClusterRecord) -> Result<(), String> {
@@ -44,6 +76,9 @@ fn changed(before: &ClusterRecord, record: &ClusterRecord) -> Result<(), String>
         return Err(format!("I12: {} leads and is not in sync", primary.node));
     }
     let floor = record.minimum_replicas as usize + 1;
+    if record.unclean_generation > before.unclean_generation {
+        return Ok(());
+    }
     if record.in_sync.len() < before.in_sync.len() && record.in_sync.len() < floor {
         return Err(format!(
             "I12: the set goes from {} to {} members, {floor} are needed",

@@ -6,6 +6,9 @@ use super::Oracle;
 
 /// An index has moved.
 pub(crate) fn applied(oracle: &Oracle, index: usize, applied: Lsn) -> Result<(), String> {
+    if oracle.has_lost {
+        return Ok(());
+    }
     let commit = oracle.committed_end();
     if applied <= commit || (applied.offset() == 0 && applied.file() > commit.file()) {
         return Ok(());

@@ -20,6 +20,10 @@ pub(crate) fn look(ctx: &mut Ctx, index: usize, applied: Lsn, digest: impl FnOnc
     if ctx.oracle.installed.iter().any(|(key, until)| key.0 == index && applied < *until) {
         return;
     }
+    // At the same place lies something else now.
+    if ctx.oracle.has_lost {
+        return;
+    }
     // In a file of which nothing is applied: the place has two numbers.
     if applied.offset() == 0 {
         return;

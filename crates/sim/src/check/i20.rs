@@ -8,6 +8,7 @@ use crate::ctx::Ctx;
 pub(crate) fn retired(ctx: &mut Ctx, index: usize, identity: &Identity, file: u32) {
     let _ = identity;
     ctx.oracle.counts.deleted += 1;
+    crate::plan::file_deleted(ctx, index);
     let commit = ctx.oracle.committed_end();
     if file >= commit.file() {
         ctx.violate(format!("I20: n{index} deletes data file {file}, {commit} is committed"));

@@ -109,6 +109,12 @@ pub(crate) struct Oracle {
     digests: BTreeMap<Lsn, u64>,
     pub(crate) record: Option<ClusterRecord>,
     revision: Option<Revision>,
+    /// The service was restored from a backup, which has this revision.
+    pub(crate) rolled_back_to: Option<Revision>,
+    /// The last epoch that an operator forced; commits of older ones reach nobody.
+    pub(crate) unclean: Epoch,
+    /// With that, something was lost that had been committed.
+    pub(crate) has_lost: bool,
     /// Something happened that every member's copy is to be looked at for.
     pub(crate) is_dirty: bool,
     /// What happens now happens to a process that is about to be killed.
@@ -272,8 +278,10 @@ pub(crate) fn committed(ctx: &mut Ctx, process: &Process, at: Lsn) {
     ctx.require(outcome);
     let outcome = i05::marker_first(&ctx.oracle, leading.epoch, at);
     ctx.require(outcome);
-    let outcome = i13::both(&ctx.oracle, leading, at);
-    ctx.require(outcome);
+    if leading.epoch >= ctx.oracle.unclean {
+        let outcome = i13::both(&ctx.oracle, leading, at);
+        ctx.require(outcome);
+    }
     ctx.oracle.is_dirty = true;
 }
 

@@ -14,6 +14,7 @@ use crate::check;
 use crate::ctx::{Ctx, name};
 use crate::event::NodeEvent;
 use crate::options::Mutation;
+use crate::{harm, plan};
 
 /// How often the elector looks at the time.
 const TICK_MS: Millis = 50;
@@ -115,6 +116,9 @@ impl Process {
             }
             Effect::Lead { epoch, record, unclean } => {
                 ctx.note(self.index, "elected in epoch, version", epoch.0, record.version);
+                if harm::is_unnoticed(ctx, self.index) {
+                    return self.exit(ctx, "somebody takes it away".to_owned());
+                }
                 check::i23::elected(ctx, self.index, &self.identity, &record);
                 self.decided(ctx, Decision::Lead { epoch, record, unclean });
             }
@@ -144,11 +148,16 @@ impl Process {
     }
 
     /// Asks the elector for a change of the record; the answer comes under this number.
-    pub(super) fn request(&mut self, ctx: &mut Ctx, request: Request) -> u64 {
+    pub(crate) fn request(&mut self, ctx: &mut Ctx, request: Request) -> u64 {
         ctx.requests += 1;
         let id = ctx.requests;
         self.tell(ctx, Told::Request { id, request });
         id
+    }
+
+    /// Whether an operator has taken that node out.
+    pub(super) fn is_removed(&self, node: &kahawai_types::NodeId) -> bool {
+        self.electing.elector.record().is_some_and(|record| record.removed.contains(node))
     }
 
     fn campaign(&mut self, ctx: &mut Ctx, id: u64) {
@@ -211,7 +220,11 @@ impl Process {
                 now(ctx, provider.create(record)).map(|result| Told::Written { op, result })
             }
             Effect::Cas { op, expected, record, fence } => {
+                let ambush = plan::change_arrives(ctx, self.index, &record);
                 let result = now(ctx, provider.cas(expected, record, fence));
+                if ambush {
+                    plan::change_arrived(ctx, self.index);
+                }
                 if ctx.mutated(Mutation::UnknownIsFailed)
                     && let Some(CasResult::Unknown(_)) = result
                 {

@@ -42,6 +42,10 @@ struct Live {
     is_announcing: bool,
 }
 
+fn removed() -> ErrorFrame {
+    ErrorFrame::new(ErrorCode::NotMember, "removed from the cluster".to_owned())
+}
+
 impl Process {
     /// A replica is on the line, and this node leads.
     pub(super) fn source_connected(&mut self, ctx: &mut Ctx, conn: ConnId, peer: Peer) {
@@ -51,6 +55,12 @@ impl Process {
             ctx.send(conn, Side::Acceptor, &Frame::Error(ErrorFrame::from(&refusal)));
             return self.drop_conn(ctx, conn);
         }
+        if self.is_removed(&peer.replica.node) {
+            ctx.say(self.index, || format!("{} refused: it was removed", peer.replica));
+            ctx.send(conn, Side::Acceptor, &Frame::Error(removed()));
+            return self.drop_conn(ctx, conn);
+        }
+        let Some(leading) = self.leading() else { return };
         let source = Source { peer, early: Vec::new(), begun: None, live: None };
         leading.sources.insert(conn, source);
         if leading.sealed.marker.is_some() {
@@ -137,6 +147,11 @@ impl Process {
     }
 
     pub(super) fn source_tick(&mut self, ctx: &mut Ctx, conn: ConnId) {
+        let source = self.leading().and_then(|leading| leading.sources.get(&conn));
+        let node = source.map(|source| source.peer.replica.node.clone());
+        if node.is_some_and(|node| self.is_removed(&node)) {
+            return self.source_step(ctx, conn, SourceEvent::Refuse(removed()));
+        }
         let Some(leading) = self.leading() else { return };
         if !leading.sources.contains_key(&conn) {
             return;

@@ -23,7 +23,6 @@ const APPLY_MAX: usize = 64;
 /// One flush for at most so many bytes.
 const COPY_BYTES_MAX: usize = 16 << 20;
 /// How often housekeeping looks.
-const UPKEEP: u64 = 500 * MS;
 /// In which the record is told of a changed store.
 const LOCAL: u64 = 250 * MS;
 
@@ -115,7 +114,7 @@ impl Process {
             self.tell(ctx, Told::Local(local));
         }
         self.role_later(ctx, LOCAL, RoleEvent::TellLocal);
-        self.role_later(ctx, UPKEEP, RoleEvent::Upkeep);
+        self.role_later(ctx, ctx.shape.upkeep_us * 2, RoleEvent::Upkeep);
         self.prepare_later(ctx);
         self.apply_later(ctx);
         self.begin_session(ctx);
@@ -370,7 +369,7 @@ impl Process {
     }
 
     fn upkeep(&mut self, ctx: &mut Ctx) {
-        self.role_later(ctx, UPKEEP, RoleEvent::Upkeep);
+        self.role_later(ctx, ctx.shape.upkeep_us * 2, RoleEvent::Upkeep);
         let now = ctx.local_ms(self.index) as u64;
         let Role::Following(following) = &mut self.role else { return };
         if following.checkpoint.is_some() {
@@ -378,7 +377,7 @@ impl Process {
         }
         let (at, position) = following.checkpointed;
         let applied = following.follower.applied();
-        if applied != position && now - at >= ctx.shape.checkpoint_ms {
+        if applied != position && now - at >= ctx.shape.replica_checkpoint_ms {
             following.checkpointed = (now, applied);
             following.checkpoint = Some(following.follower.begin_checkpoint(false));
             let takes = ctx.flush_us(self.index) * 2;

@@ -15,6 +15,7 @@ use kahawai_store::{Follower, Store, generation};
 use kahawai_types::{Epoch, Lsn, Millis, ReplicaId};
 
 use super::feeding::Source;
+use super::handover::Handover;
 use super::{Decision, MS, Process, Role};
 use crate::check;
 use crate::ctx::Ctx;
@@ -31,8 +32,6 @@ const TICK: u64 = 20 * MS;
 const APPLY_MAX: usize = 64;
 /// How often the broker looks at the time, at least.
 const BROKER_TICK: u64 = 100 * MS;
-/// How often upkeep looks.
-const UPKEEP: u64 = 250 * MS;
 
 /// A replica that becomes the primary.
 pub(crate) struct Promoting {
@@ -79,6 +78,7 @@ pub(crate) struct Leading {
     checkpointed: (u64, Lsn),
     collected: u64,
     service: Service,
+    pub(super) handover: Option<Handover>,
     /// Connections of clients.
     lines: BTreeMap<ClientId, u32>,
 }
@@ -208,11 +208,12 @@ impl Process {
             checkpointed: (now as u64, commit),
             collected: now as u64,
             service,
+            handover: None,
             lines: BTreeMap::new(),
         };
         self.become_role(Role::Leading(Box::new(leading)));
         self.role_later(ctx, TICK, RoleEvent::LeadTick);
-        self.role_later(ctx, UPKEEP, RoleEvent::Upkeep);
+        self.role_later(ctx, ctx.shape.upkeep_us, RoleEvent::Upkeep);
         self.role_later(ctx, BROKER_TICK, RoleEvent::BrokerTick);
         self.journal_later(ctx);
         self.decide_later(ctx);
@@ -396,6 +397,9 @@ impl Process {
 
     /// The record's answer to a proposal.
     pub(super) fn answered(&mut self, ctx: &mut Ctx, request: u64, applied: bool, stepped_down: bool) {
+        if self.handed_over(ctx, request, applied) {
+            return;
+        }
         let Some(leading) = self.leading() else { return };
         let Some(proposed) = leading.proposals.remove(&request) else { return };
         if applied {
@@ -429,6 +433,7 @@ impl Process {
                     self.primary_step(ctx, PrimaryEvent::Gone { replica: &replica });
                 }
                 self.primary_step(ctx, PrimaryEvent::Tick);
+                self.settle(ctx);
             }
             RoleEvent::Journal => self.journal(ctx),
             RoleEvent::Written => self.written(ctx),
@@ -607,6 +612,7 @@ impl Process {
     pub(crate) fn client(&mut self, ctx: &mut Ctx, client: ClientId, line: u32, what: ToNode) -> bool {
         let index = self.index;
         let now = ctx.wall_ms(index);
+        let Some(what) = self.unless_handing_over(client, line, what) else { return true };
         let Some(leading) = self.leading() else { return false };
         match what {
             ToNode::Dial => {
@@ -637,7 +643,7 @@ impl Process {
     }
 
     fn lead_upkeep(&mut self, ctx: &mut Ctx) {
-        self.role_later(ctx, UPKEEP, RoleEvent::Upkeep);
+        self.role_later(ctx, ctx.shape.upkeep_us, RoleEvent::Upkeep);
         let index = self.index;
         let now = ctx.local_ms(index) as u64;
         let may_collect = self.may_collect(ctx);

@@ -14,6 +14,7 @@ pub(crate) mod copying;
 mod electing;
 mod feeding;
 pub(crate) mod following;
+mod handover;
 pub(crate) mod leading;
 mod link;
 
@@ -33,6 +34,7 @@ use crate::clock::SimEntropy;
 use crate::ctx::{Ctx, address, name};
 use crate::event::{Event, NodeEvent, RoleEvent};
 use crate::net::{ConnId, EndPoint};
+use crate::options::Mutation;
 use crate::{Micros, check};
 
 use electing::Electing;
@@ -286,7 +288,9 @@ impl Process {
             clock: Arc::new(ManualClock::default()),
             ..JournalOptions::default()
         };
-        OpenOptions { journal, node_id: name(index), ..OpenOptions::default() }
+        // With this rule alone, the index is built from the files that stay, and nothing is lost.
+        let ignore_holes = ctx.mutated(Mutation::EarlyRetire);
+        OpenOptions { journal, node_id: name(index), ignore_holes, ..OpenOptions::default() }
     }
 
     /// Opens the store as a follower's.

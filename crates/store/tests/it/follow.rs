@@ -12,7 +12,7 @@ use kahawai_kahadb::command::{
     AddHeader, MessageKey, RemoveHeader, encode_add, encode_commit, encode_prepare, encode_remove,
 };
 use kahawai_message::storage::{Entry, Storage, Tier};
-use kahawai_message::stored::{MessageAck, encode_ack, encode_message};
+use kahawai_message::stored::{MessageAck, SubscriptionInfo, encode_ack, encode_message};
 use kahawai_message::{
     BodyKind, Content, Destination, Message, MessageId, ProducerId, Text, TransactionId, Xid,
 };
@@ -720,6 +720,78 @@ fn transactions_go_over_from_primary_to_primary() {
         assert_eq!(store.next(queue, Tier::Default, 1).unwrap().map(|entry| entry.sequence), Some(2));
         assert_eq!(store.next(queue, Tier::Default, 3).unwrap().map(|entry| entry.sequence), Some(3));
     }
+}
+
+/// Without the rollback, who replays the files that stay would take the transaction for one under way, and would not let its
+/// files go.
+#[test]
+fn a_rollback_stays_while_operations_of_its_transaction_do() {
+    let open = TransactionId::Local { connection: Text::from_static("ID:open"), value: 1 };
+    let mut world = World::new(5);
+    assert!(world.settle());
+    let first = world.store.reader().durable_end().file();
+    let wanted = message(11, Some(&open));
+    world.store.journal().appender().lock().append(|out| put_add(&wanted, 3, out)).unwrap();
+    while world.store.reader().durable_end().file() < first + 2 {
+        world.add_one();
+        assert!(world.settle());
+    }
+    let mut replica = Replica::new();
+    replica.catch_up(&world);
+    let (_, Promoted { mut store, rolled_back, .. }, mut writer) = replica.promote();
+    assert_eq!(rolled_back, [open]);
+    let mut end = Lsn::ZERO;
+    while let Some(batch) = writer.try_next(end).unwrap() {
+        end = writer.write(batch).unwrap();
+    }
+    while store.apply(end, 10, &mut Vec::new()).unwrap() {}
+    let mut next = Replica::new();
+    assert!(next.copy(&batches(&store.reader(), Lsn::ZERO), usize::MAX));
+    while next.follower.apply(end, 10).unwrap() {}
+    let by = end.file();
+    assert!(by > first);
+    for state in [store.state(), next.follower.state()] {
+        assert!(state.files.get(by).unwrap().outlives.contains(&first));
+    }
+}
+
+/// A primary whose index was built from what stays does not know of messages that were pending when a subscription was written
+/// again: for it, the newer record says it all.
+#[test]
+fn a_subscription_that_was_written_again_lets_its_first_record_go() {
+    let mut world = World::new(5);
+    assert!(world.settle());
+    let topic = world.store.destination(&Destination::topic("T"));
+    let info = SubscriptionInfo {
+        client_id: Text::from_static("client"),
+        subscription_name: Text::from_static("name"),
+        ..SubscriptionInfo::default()
+    };
+    let first = world.store.reader().durable_end().file();
+    world.store.subscribe(topic, &info, false).unwrap();
+    assert!(world.settle());
+    world.store.begin_file().unwrap();
+    let pending = Message { destination: Destination::topic("T"), ..message(11, None) };
+    world.store.add(topic, &pending, false).unwrap();
+    assert!(world.settle());
+    world.store.subscribe(topic, &info, false).unwrap();
+    assert!(world.settle());
+    let mut replica = Replica::new();
+    replica.catch_up(&world);
+    let sub = |follower: &Follower| {
+        let d = follower.state().destinations().find(|(_, d)| !d.subscriptions.is_empty()).unwrap().1;
+        d.subscriptions.values().next().unwrap().clone()
+    };
+    let before = sub(&replica.follower);
+    assert_eq!((before.at.file, before.pending), (first, 1));
+    let record = CollectionRecord::new(vec![first]);
+    world.store.journal().appender().lock().append(|out| record.encode(out)).unwrap();
+    world.confirmed = world.write().unwrap().unwrap();
+    replica.catch_up(&world);
+    let after = sub(&replica.follower);
+    assert_eq!((Some(after.at), after.renewed, after.pending), (before.renewed, None, 1));
+    // The newest one stays.
+    assert_eq!(replica.follower.state().subscriptions_with_newest_in(after.at.file), 1);
 }
 
 #[test]
