@@ -109,11 +109,16 @@ fn cut_link(world: &mut World, node: usize) -> bool {
     true
 }
 
-pub(crate) fn isolate(world: &mut World, node: usize) -> bool {
+/// From the other nodes, both ways.
+pub(crate) fn cut_off(world: &mut World, node: usize) {
     for other in (0..world.nodes.len()).filter(|other| *other != node) {
         cut(world, node, other);
         cut(world, other, node);
     }
+}
+
+pub(crate) fn isolate(world: &mut World, node: usize) -> bool {
+    cut_off(world, node);
     if world.ctx.random.chance(2) {
         cut_service(world, node);
     }
@@ -157,6 +162,10 @@ fn fault_write(world: &mut World, node: usize) -> bool {
 
 pub(crate) fn pause(world: &mut World, index: usize) -> bool {
     let takes = while_(world);
+    pause_for(world, index, takes)
+}
+
+pub(crate) fn pause_for(world: &mut World, index: usize, takes: Micros) -> bool {
     let until = world.ctx.now + takes;
     let Some(node) = world.nodes.get_mut(index) else { return false };
     if node.process.is_none() || node.paused_until > world.ctx.now {
