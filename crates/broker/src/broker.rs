@@ -129,6 +129,8 @@ pub struct Broker {
     routing_epoch: u64,
     lines: Slab<LineKey, Box<Line>>,
     durables: BTreeMap<Arc<SubscriptionKey>, Durable>,
+    /// How many beginnings under a name are appended that the store has not reported yet.
+    beginning: BTreeMap<(DestinationKey, SubscriptionKey), u32>,
     memory: MemoryMessages,
     producers: Producers,
     deferred: VecDeque<(Lsn, Deferred)>,
@@ -171,6 +173,7 @@ impl Broker {
             routing_epoch: 0,
             lines: Slab::default(),
             durables: BTreeMap::new(),
+            beginning: BTreeMap::new(),
             memory: MemoryMessages::new(options.limits.memory_bytes_max),
             producers: Producers::new(options.limits.producers_max),
             deferred: VecDeque::new(),

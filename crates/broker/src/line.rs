@@ -146,8 +146,11 @@ pub(crate) struct Line {
     pub stored_at: Option<DestinationKey>,
     /// `None` for a queue.
     pub subscription: Option<Arc<SubscriptionKey>>,
-    /// The store knows it from here on; before, it may still show what belonged to its predecessor of the same name.
+    /// Where its beginning is committed.
     pub ready_at: Lsn,
+    /// The store has said that it began. Before, what the store shows and reports is not for it, and may be what belonged to its
+    /// predecessor of the same name.
+    pub has_begun: bool,
     pub cursors: [Cursor; 3],
     pub held: FastMap<Slot, Held>,
     pub waiting: BTreeMap<Position, Waiting>,
@@ -190,6 +193,7 @@ impl Line {
             stored_at,
             subscription,
             ready_at: Lsn::ZERO,
+            has_begun: true,
             cursors: [Cursor::default(); 3],
             held: FastMap::default(),
             waiting: BTreeMap::new(),

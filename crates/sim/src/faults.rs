@@ -165,6 +165,7 @@ pub(crate) fn pause(world: &mut World, index: usize) -> bool {
     pause_for(world, index, takes)
 }
 
+/// A process stands still for so long.
 pub(crate) fn pause_for(world: &mut World, index: usize, takes: Micros) -> bool {
     let until = world.ctx.now + takes;
     let Some(node) = world.nodes.get_mut(index) else { return false };
@@ -231,7 +232,7 @@ fn bad_disk(world: &mut World, index: usize) -> bool {
 
 /// The disk is gone, an empty one is put in. Only where everything that was confirmed is on the others, and stays there: all
 /// nodes are in sync, and no change of that is on its way.
-fn replace(world: &mut World, index: usize) -> bool {
+pub(crate) fn replace(world: &mut World, index: usize) -> bool {
     // One copy fewer is what a minimum of one bears.
     if world.ctx.plan.harm.is_some() {
         return false;
@@ -311,14 +312,17 @@ pub(crate) fn mend_all(world: &mut World) {
     world.ctx.net.heal_all();
     while world.ctx.hub.deliver() {}
     for index in 0..world.nodes.len() {
-        world.ctx.hub.heal(&name(index));
+        // Who stands still goes on when its time has come.
+        if world.nodes.get(index).is_none_or(|node| node.paused_until <= now) {
+            world.ctx.hub.heal(&name(index));
+        }
         if let Some(disk) = world.ctx.disks.get_mut(index) {
             disk.flush = (100, 1_500);
             disk.hangs_until = now;
         }
         if let Some(node) = world.nodes.get_mut(index) {
             node.disk.mend();
-            node.paused_until = node.paused_until.min(now);
+            node.stays_away = false;
         }
         world.start_later(index);
     }

@@ -17,6 +17,7 @@ mod operator;
 mod options;
 mod plan;
 mod queue;
+mod script;
 pub mod service;
 mod trace;
 mod visitors;
@@ -25,6 +26,7 @@ mod world;
 
 pub use check::Counts;
 pub use options::{Faults, Mutation, SimOptions};
+pub use script::Script;
 pub use world::Outcome;
 
 /// What came of breaking a rule on purpose.

@@ -290,6 +290,11 @@ impl Net {
     }
 
     /// Some open connection.
+    /// Those that there are.
+    pub(crate) fn all(&self) -> Vec<ConnId> {
+        self.conns.keys().copied().collect()
+    }
+
     pub(crate) fn any(&self, random: &mut Random) -> Option<ConnId> {
         let count = self.conns.len() as u64;
         self.conns.keys().nth(random.below(count) as usize).copied()

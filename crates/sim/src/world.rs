@@ -106,7 +106,14 @@ impl World {
         plan.bend(&mut shape);
         let mut ctx = Ctx::new(options.seed, shape, plan, options.verbose);
         let nodes = (0..options.nodes)
-            .map(|index| Node { index, disk: MemoryFiles::new(), life: 0, process: None, paused_until: 0 })
+            .map(|index| Node {
+                index,
+                disk: MemoryFiles::new(),
+                life: 0,
+                process: None,
+                paused_until: 0,
+                stays_away: false,
+            })
             .collect();
         for node in 0..options.nodes {
             let at = random.below(100 * MS) + ctx.plan.late_us(node, options.nodes);
@@ -210,7 +217,7 @@ impl World {
     }
 
     /// One event; `false` = nothing will ever happen again.
-    fn step(&mut self) -> bool {
+    pub(crate) fn step(&mut self) -> bool {
         let Some((at, event)) = self.ctx.queue.pop() else { return false };
         self.ctx.now = at;
         self.steps += 1;
@@ -261,6 +268,8 @@ impl World {
             Event::ToNode { node, client, line, what } => self.client_says(node, client, line, what),
             Event::Audit => {
                 check::full(&mut self.ctx, &self.nodes);
+                check::i24::look(&mut self.ctx, &self.nodes);
+                check::l03::look(&mut self.ctx, &self.nodes);
                 self.look_at_history();
                 self.ctx.at(AUDIT, Event::Audit);
             }
@@ -314,7 +323,7 @@ impl World {
 
     fn start(&mut self, index: usize, life: u32) {
         let Some(node) = self.nodes.get_mut(index) else { return };
-        if node.life != life || node.process.is_some() {
+        if node.life != life || node.process.is_some() || node.stays_away {
             return;
         }
         let ctx = &mut self.ctx;

@@ -1,7 +1,7 @@
 //! What has become true: committed messages are offered, settled ones forgotten.
 
 use kahawai_message::Millis;
-use kahawai_message::storage::{Applied, Entry, Storage, StorageError, SubscriptionKey};
+use kahawai_message::storage::{Applied, DestinationKey, Entry, Storage, StorageError, SubscriptionKey};
 
 use super::{Broker, Call};
 use crate::effect::Effect;
@@ -47,7 +47,11 @@ impl Broker {
                 let subscription =
                     SubscriptionKey { client_id: info.client_id, name: info.subscription_name };
                 let place = self.stored_places.get(&destination).copied();
-                if let Some(line) = place.and_then(|place| self.line_of(place, &subscription)) {
+                let is_last = self.has_begun(destination, &subscription);
+                if is_last && let Some(line) = place.and_then(|place| self.line_of(place, &subscription)) {
+                    if let Some(line) = self.lines.get_mut(line) {
+                        line.has_begun = true;
+                    }
                     self.schedule(line);
                 }
             }
@@ -60,6 +64,18 @@ impl Broker {
             }
         }
         self.finish(call)
+    }
+
+    /// One of those that were appended under this name; is it the last?
+    fn has_begun(&mut self, destination: DestinationKey, subscription: &SubscriptionKey) -> bool {
+        let key = (destination, subscription.clone());
+        let Some(count) = self.beginning.get_mut(&key) else { return true };
+        *count -= 1;
+        let is_last = *count == 0;
+        if is_last {
+            self.beginning.remove(&key);
+        }
+        is_last
     }
 
     fn line_of(&self, topic: PlaceKey, subscription: &SubscriptionKey) -> Option<LineKey> {
@@ -91,6 +107,9 @@ impl Broker {
         }
         let Some(line) = self.lines.get_mut(key) else { return Ok(()) };
         line.sequence_last = line.sequence_last.max(entry.sequence);
+        if !line.has_begun {
+            return Ok(());
+        }
         let tier = entry.tier as usize;
         for selecting in &mut line.selecting {
             let cursor = &mut selecting.cursors[tier];
@@ -116,7 +135,7 @@ impl Broker {
             && !line.may_have_more()
             && line.selecting.is_empty()
             && !line.members.is_empty()
-            && Self::is_open(line, &self.options.limits, call)
+            && Self::is_open(line, &self.options.limits)
             && let Some((turn, consumer)) = Self::choose(line, &self.consumers)
         {
             line.turn = turn;

@@ -227,7 +227,7 @@ impl Broker {
             self.sweeps.remove(&(at, key));
         }
         let interval = self.options.sweep_interval_ms;
-        if !Self::is_open(line, &self.options.limits, call) {
+        if !Self::is_open(line, &self.options.limits) {
             self.plan_sweep(key, call.now + interval);
             return Ok(());
         }

@@ -73,9 +73,8 @@ impl Broker {
     }
 
     /// May the line deliver at all?
-    pub(super) fn is_open(line: &Line, limits: &Limits, call: &Call<'_>) -> bool {
-        line.acks_pending < limits.acks_pending_max
-            && (line.subscription.is_none() || line.ready_at <= call.storage.committed())
+    pub(super) fn is_open(line: &Line, limits: &Limits) -> bool {
+        line.acks_pending < limits.acks_pending_max && line.has_begun
     }
 
     /// The consumer whose turn it is, of those with room: the highest priority first, in turns among equals. With it comes
@@ -231,7 +230,7 @@ impl Broker {
                 self.starve(key);
                 return Ok(Filled::Enough);
             };
-            if !Self::is_open(line, &self.options.limits, call) {
+            if !Self::is_open(line, &self.options.limits) {
                 // When acknowledgements or the subscription are committed, it goes on.
                 line.stalled = true;
                 return Ok(Filled::Later);

@@ -105,7 +105,7 @@ impl Broker {
     ) -> Result<(), StorageError> {
         let Some(line) = self.lines.get_mut(key) else { return Ok(()) };
         let Some(selecting) = line.selecting.get(index) else { return Ok(()) };
-        if !Self::is_open(line, &self.options.limits, call) {
+        if !Self::is_open(line, &self.options.limits) {
             line.stalled = true;
             return Ok(());
         }

@@ -256,7 +256,7 @@ impl Broker {
         if !line.starved
             && !line.scheduled
             && !line.may_have_more()
-            && Self::is_open(line, &self.options.limits, call)
+            && Self::is_open(line, &self.options.limits)
             && let Some((turn, consumer)) = Self::choose(line, &self.consumers)
         {
             line.turn = turn;

@@ -286,9 +286,11 @@ impl Broker {
             no_local: durable.no_local,
         };
         let (consumer, end) = (durable.consumer, call.storage.subscribe(stored_at, &info, retroactive)?);
+        *self.beginning.entry((stored_at, (**key).clone())).or_default() += 1;
         let line_key = self.insert_durable_line(topic, key);
         if let Some(line) = self.lines.get_mut(line_key) {
             line.ready_at = end;
+            line.has_begun = false;
             line.rewind();
         }
         if let Some(durable) = self.durables.get_mut(key) {

@@ -106,6 +106,57 @@ fn another_selector_is_another_subscription() {
     assert_eq!(world.seen(), ["d:new"]);
 }
 
+/// A suspended primary commits much at once: the store is then ahead of what the broker is told.
+#[test]
+fn a_durable_subscription_gets_nothing_that_was_appended_before_it() {
+    let mut world = World::default();
+    world.connect("p");
+    for name in ["other", "d", "s"] {
+        world.connect(name);
+    }
+    world.subscribe("other", durable("s"));
+    world.commit();
+    world.send("p", "topic://T", "before");
+    world.send("p", "topic://T", "before too");
+    world.subscribe("d", durable("s"));
+    world.subscribe("s", Subscribe { selector: Some("JMSPriority > 8".into()), ..durable("s") });
+    world.send("p", "topic://T", "behind");
+    world.commit();
+    let got = world.take();
+    let mut told: Vec<_> = got.iter().map(|got| (got.client, &*got.text)).collect();
+    told.sort_unstable();
+    assert_eq!(told, [("d", "behind"), ("other", "before"), ("other", "before too"), ("other", "behind")]);
+    for got in got {
+        world.ack(&got);
+    }
+    world.commit();
+    let lines = world.status("topic://T").lines;
+    assert_eq!(lines.len(), 3);
+    assert!(
+        lines.iter().all(|line| (line.stored, line.in_flight, line.acks_pending) == (0, 0, 0)),
+        "{lines:?}"
+    );
+}
+
+/// The store is told to end a subscription and to begin it again, twice, before anything of that is committed.
+#[test]
+fn a_durable_subscription_begins_with_the_last_of_its_name() {
+    let mut world = World::default();
+    for name in ["p", "d"] {
+        world.connect(name);
+    }
+    world.subscribe("d", durable("s"));
+    world.send("p", "topic://T", "first");
+    for text in ["second", "third"] {
+        world.unsubscribe("d", 1);
+        world.request("d", Request::RemoveSubscription { name: "s".into() }).unwrap();
+        world.subscribe("d", durable("s"));
+        world.send("p", "topic://T", text);
+    }
+    world.commit();
+    assert_eq!(world.seen(), ["d:third"]);
+}
+
 #[test]
 fn unacknowledged_messages_of_a_durable_subscription_return_counted() {
     let mut world = World::default();

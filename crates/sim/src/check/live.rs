@@ -3,22 +3,7 @@
 use super::Oracle;
 use crate::ctx::Ctx;
 use crate::node::copying::Session;
-use crate::node::following::Following;
-use crate::node::leading::Leading;
 use crate::node::{Node, Role};
-
-/// A known gap of the product: of a journal that has come down to the file that is written to, nothing can be fetched, and a store
-/// without anything cannot begin in the middle. Another file is begun then, but that takes a commit, and a primary that is suspended
-/// has none.
-fn waits_for_a_file(following: &Following, leading: &Leading) -> bool {
-    if !leading.is_suspended {
-        return false;
-    }
-    let files = leading.store.journal().files();
-    following.follower.journal().files().is_empty()
-        && files.len() <= 1
-        && files.first().is_some_and(|file| file.id > 1)
-}
 
 /// What is still missing; `None` = the cluster is well.
 pub(crate) fn missing(ctx: &Ctx, nodes: &[Node]) -> Option<String> {
@@ -42,23 +27,14 @@ pub(crate) fn missing(ctx: &Ctx, nodes: &[Node]) -> Option<String> {
     if leading.store.applied() < end {
         return Some(format!("L1: n{index} has {end} and has applied {}", leading.store.applied()));
     }
-    let files = leading.store.journal().files();
-    let is_alone = files.len() <= 1 && files.first().is_some_and(|file| file.id > 1);
     let record = ctx.oracle.record.as_ref()?;
     for node in nodes.iter().filter(|node| node.index != index) {
         let Some(process) = &node.process else { continue };
-        // While such a store waits, it is opened again and again.
-        if is_alone && !matches!(process.role, Role::Following(_)) {
-            continue;
-        }
         let Role::Following(following) = &process.role else {
             return Some(format!("L2: n{} does not follow", node.index));
         };
-        if !waits_for_a_file(following, leading) && !matches!(following.session, Session::Live(_)) {
+        if !matches!(following.session, Session::Live(_)) {
             return Some(format!("L2: n{} has no session", node.index));
-        }
-        if waits_for_a_file(following, leading) {
-            continue;
         }
         if following.durable < end || following.follower.applied() < end {
             return Some(format!(
@@ -76,17 +52,6 @@ pub(crate) fn missing(ctx: &Ctx, nodes: &[Node]) -> Option<String> {
     None
 }
 
-/// Whether the primary's journal has come down to the file that is written to.
-fn is_alone(nodes: &[Node]) -> bool {
-    nodes.iter().filter_map(|node| node.process.as_ref()).any(|process| match &process.role {
-        Role::Leading(leading) => {
-            let files = leading.store.journal().files();
-            files.len() <= 1 && files.first().is_some_and(|file| file.id > 1)
-        }
-        _ => false,
-    })
-}
-
 /// At the end: journals and indexes are the same everywhere.
 pub(crate) fn converged(ctx: &mut Ctx, nodes: &[Node]) {
     let Some(last) = ctx.oracle.committed.last().copied() else {
@@ -96,10 +61,6 @@ pub(crate) fn converged(ctx: &mut Ctx, nodes: &[Node]) {
     for node in nodes {
         let Some(process) = &node.process else { continue };
         let key = Oracle::key_of(&process.replica());
-        let waits = is_alone(nodes) && !matches!(&process.role, Role::Leading(_));
-        if waits && ctx.oracle.held(key).is_none_or(|held| held.is_new || held.end() < last.end) {
-            continue;
-        }
         if !ctx.oracle.held(key).is_some_and(|held| held.has(&last) && held.end() == last.end) {
             ctx.violate(format!("CONVERGED: the journal of n{} is another", node.index));
         }

@@ -26,6 +26,7 @@ pub(crate) mod i20;
 pub(crate) mod i22;
 pub(crate) mod i23;
 pub(crate) mod i24;
+pub(crate) mod l03;
 pub(crate) mod live;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +60,8 @@ pub(crate) type StoreKey = (usize, StoreId);
 #[derive(Default, Debug)]
 pub(crate) struct Held {
     pub(crate) batches: Vec<Batch>,
+    /// The furthest it ever had, also of what was cut since.
+    pub(crate) furthest: Lsn,
     /// Other files were put in place: what there is, is read when the store is opened.
     pub(crate) is_new: bool,
     /// It was to be cut there. Whatever interrupted that, the next start may finish it.
@@ -111,6 +114,8 @@ pub(crate) struct Oracle {
     pub(crate) rolled_back_to: Option<Revision>,
     /// The last epoch that an operator forced; commits of older ones reach nobody.
     pub(crate) unclean: Epoch,
+    /// Primaries whose commits wait for somebody who is not needed.
+    pub(crate) stalls: BTreeMap<usize, l03::Stall>,
     /// With that, something was lost that had been committed.
     pub(crate) has_lost: bool,
     /// Something happened that every member's copy is to be looked at for.
@@ -169,6 +174,7 @@ impl Oracle {
         i03::same(&mut self.seals, &batch)?;
         let held = self.held.entry(key).or_default();
         i02::follows(held, &batch)?;
+        held.furthest = held.furthest.max(batch.end);
         held.batches.push(batch);
         Ok(())
     }

@@ -54,7 +54,7 @@ pub(crate) struct Sink {
     machine: SinkSession,
     pub(crate) epoch: Epoch,
     effects: Vec<SinkEffect>,
-    pub(super) fetch: Option<Box<Fetch>>,
+    pub(crate) fetch: Option<Box<Fetch>>,
     state: NodeState,
     pub(super) epochs: Vec<kahawai_journal::EpochStart>,
     generations: (u64, u64),

@@ -243,7 +243,8 @@ impl Process {
             }
             SourceEffect::StreamFrom(at) => live.cursor = Some(at),
             SourceEffect::Acked { durable, applied } => {
-                check::i24::acked(ctx, &replica, durable);
+                let epoch = leading.epoch;
+                check::i24::acked(ctx, epoch, &replica, durable);
                 self.primary_step(ctx, PrimaryEvent::Acked { session, durable, applied });
             }
             SourceEffect::Lease { sync_id, .. } => {

@@ -59,7 +59,7 @@ pub(crate) struct Leading {
     pub(crate) committed: Lsn,
     /// What clients may know.
     pub(crate) commit: Lsn,
-    pub(super) durable: Lsn,
+    pub(crate) durable: Lsn,
     /// Milliseconds of the boot clock; 0 = shut for good.
     gate_until: Millis,
     pub(super) sources: BTreeMap<ConnId, Source>,

@@ -55,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) process: Option<Process>,
     /// The process stands still until then.
     pub(crate) paused_until: Micros,
+    /// Nobody starts it.
+    pub(crate) stays_away: bool,
 }
 
 /// What the rest of the node has to do.
