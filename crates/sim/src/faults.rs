@@ -109,11 +109,16 @@ fn cut_link(world: &mut World, node: usize) -> bool {
     true
 }
 
-pub(crate) fn isolate(world: &mut World, node: usize) -> bool {
+/// From the other nodes, both ways.
+pub(crate) fn cut_off(world: &mut World, node: usize) {
     for other in (0..world.nodes.len()).filter(|other| *other != node) {
         cut(world, node, other);
         cut(world, other, node);
     }
+}
+
+pub(crate) fn isolate(world: &mut World, node: usize) -> bool {
+    cut_off(world, node);
     if world.ctx.random.chance(2) {
         cut_service(world, node);
     }

@@ -16,7 +16,7 @@ use crate::check::Oracle;
 use crate::clock::SimEntropy;
 use crate::ctx::{Ctx, name};
 use crate::event::Event;
-use crate::faults::leader;
+use crate::faults::{self, leader};
 use crate::node::Role;
 use crate::options::Faults;
 use crate::trace::WORLD;
@@ -24,7 +24,7 @@ use crate::world::World;
 
 const MS: Micros = 1_000;
 /// How often it is looked whether the moment has come.
-const AGAIN: Micros = 100 * MS;
+const AGAIN: Micros = 10 * MS;
 
 /// What it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +51,8 @@ pub(crate) enum Stage {
     BackedUp(Snapshot, Box<ClusterRecord>),
     /// The node's disk is not to be trusted; somebody will replace it.
     Harmed(usize),
+    /// The node does not hear from the others.
+    Behind(usize),
     /// The service has an older record than there was.
     RolledBack,
     Over,
@@ -88,6 +90,7 @@ pub(crate) fn act(world: &mut World) {
             (Stage::Over, None)
         }
         Stage::RolledBack => restore(world),
+        Stage::Behind(node) => force(world, node),
         Stage::Over => (Stage::Over, None),
     };
     world.ctx.plan.stage = stage;
@@ -134,7 +137,7 @@ fn begin(world: &mut World, harm: Harm) -> (Stage, Option<Micros>) {
             let Some(record) = world.ctx.oracle.record.clone() else { return (Stage::Before, Some(AGAIN)) };
             (Stage::BackedUp(world.ctx.hub.snapshot(), Box::new(record)), Some(wait))
         }
-        Harm::Force => force(world, node),
+        Harm::Force => leave_behind(world, node),
         Harm::Rot | Harm::Clone if !is_everywhere(world) => (Stage::Before, Some(AGAIN)),
         Harm::Rot if !rot(world, node) => (Stage::Before, Some(AGAIN)),
         Harm::Rot => (Stage::Harmed(node), Some(wait)),
@@ -315,24 +318,41 @@ fn restore(world: &mut World) -> (Stage, Option<Micros>) {
     (Stage::RolledBack, Some(500 * MS))
 }
 
-/// An operator forces a node that does not lead. Whether anything is lost is seen when it is elected.
-fn force(world: &mut World, index: usize) -> (Stage, Option<Micros>) {
-    let again = (Stage::Before, Some(AGAIN));
-    let Some(record) = world.ctx.oracle.record.clone() else { return again };
+/// A node is cut off from the others, which go on without it, or with it once more.
+fn leave_behind(world: &mut World, index: usize) -> (Stage, Option<Micros>) {
     if world.ctx.oracle.committed.len() < 20 || leader(world) == Some(index) {
-        return again;
+        return (Stage::Before, Some(AGAIN));
     }
-    // Whoever does that believes that the others are gone.
-    for node in 0..world.nodes.len() {
-        if node != index && world.ctx.plan.random.chance(2) {
+    if world.ctx.plan.random.chance(2) {
+        faults::cut_off(world, index);
+    }
+    (Stage::Behind(index), Some(10 * MS + world.ctx.plan.random.below(3_000 * MS)))
+}
+
+/// The others are gone, or seem to be, and an operator forces that node to lead. What is lost is seen when it is elected.
+fn force(world: &mut World, index: usize) -> (Stage, Option<Micros>) {
+    let again = (Stage::Behind(index), Some(AGAIN));
+    let Some(cluster_id) = world.ctx.oracle.record.as_ref().map(|record| record.cluster_id) else {
+        return again;
+    };
+    let is_running = world.nodes.get(index).is_some_and(|node| node.process.is_some());
+    if world.is_calm || !is_running || leader(world) == Some(index) {
+        return if world.is_calm { (Stage::Over, None) } else { again };
+    }
+    for node in (0..world.nodes.len()).filter(|node| *node != index) {
+        let down = 2_000 * MS + world.ctx.plan.random.below(8_000 * MS);
+        if world.ctx.plan.random.chance(3) {
+            faults::pause_for(world, node, down);
+        } else {
             world.kill(node, false);
+            world.stay_down(node, down);
         }
     }
     let Some(process) = world.nodes.get_mut(index).and_then(|node| node.process.as_mut()) else {
         return again;
     };
-    world.ctx.note(index, "is forced to lead", record.epoch.0, 0);
-    process.request(&mut world.ctx, Request::ForcePrimary { cluster_id: record.cluster_id });
+    world.ctx.note(index, "is forced to lead", 0, 0);
+    process.request(&mut world.ctx, Request::ForcePrimary { cluster_id });
     world.ctx.oracle.counts.faults += 1;
     (Stage::Over, None)
 }

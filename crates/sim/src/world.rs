@@ -130,10 +130,11 @@ impl World {
         };
         let mut visitors = Visitors::new(random.next_u64(), options.nodes, workload);
         visitors.begin(&mut ctx);
-        let fault_us = 30 * MS + random.below(1_500 * MS);
+        // What happens once waits for a cluster that is well.
+        let fault_us = (30 * MS + random.below(1_500 * MS)) * if ctx.plan.harm.is_some() { 3 } else { 1 };
         ctx.at(500 * MS, Event::Fault);
         if ctx.plan.harm.is_some() {
-            let at = 1_500 * MS + ctx.plan.random.below(12_000 * MS);
+            let at = 1_500 * MS + ctx.plan.random.below(6_000 * MS);
             ctx.at(at, Event::Harm);
         }
         if ctx.plan.operator {
@@ -267,6 +268,8 @@ impl World {
             Event::ToNode { node, client, line, what } => self.client_says(node, client, line, what),
             Event::Audit => {
                 check::full(&mut self.ctx, &self.nodes);
+                check::i24::look(&mut self.ctx, &self.nodes);
+                check::l03::look(&mut self.ctx, &self.nodes);
                 self.look_at_history();
                 self.ctx.at(AUDIT, Event::Audit);
             }
@@ -307,6 +310,14 @@ impl World {
         let life = self.nodes.get(index).map_or(0, |node| node.life);
         let most = if self.ctx.random.chance(4) { 3_000 * MS } else { 200 * MS };
         let wait = 20 * MS + self.ctx.random.below(most);
+        self.ctx.at(wait, Event::Start { node: index, life });
+    }
+
+    /// A node that does not run starts after so long, and not before.
+    pub(crate) fn stay_down(&mut self, index: usize, wait: Micros) {
+        let Some(node) = self.nodes.get_mut(index).filter(|node| node.process.is_none()) else { return };
+        node.life += 1;
+        let life = node.life;
         self.ctx.at(wait, Event::Start { node: index, life });
     }
 

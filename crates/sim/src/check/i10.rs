@@ -18,6 +18,10 @@ pub(crate) fn follower(index: usize, following: &Following) -> Result<(), String
 
 /// A store that was opened holds nothing in its index that was never committed.
 pub(crate) fn opened(ctx: &Ctx, index: usize, opened: &OpenedFollower) -> Result<(), String> {
+    // What an operator gave up is still there until this node hears of it.
+    if ctx.oracle.has_lost {
+        return Ok(());
+    }
     let (applied, commit) = (opened.follower.applied(), ctx.oracle.committed_end());
     let damaged = ctx.oracle.damaged.get(index).copied().unwrap_or(false);
     if applied > commit && applied > Lsn::ZERO && !damaged {

@@ -26,6 +26,7 @@ pub(crate) mod i20;
 pub(crate) mod i22;
 pub(crate) mod i23;
 pub(crate) mod i24;
+pub(crate) mod l03;
 pub(crate) mod live;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,6 +114,8 @@ pub(crate) struct Oracle {
     pub(crate) rolled_back_to: Option<Revision>,
     /// The last epoch that an operator forced; commits of older ones reach nobody.
     pub(crate) unclean: Epoch,
+    /// Primaries whose commits wait for somebody who is not needed.
+    pub(crate) stalls: BTreeMap<usize, l03::Stall>,
     /// With that, something was lost that had been committed.
     pub(crate) has_lost: bool,
     /// Something happened that every member's copy is to be looked at for.
