@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use kahawai_election::memory::{Snapshot, WriteFault};
+use kahawai_election::memory::WriteFault;
 use kahawai_types::Lsn;
 
 use crate::check::{Counts, Oracle};
 use crate::ctx::name;
+use crate::event::Event;
 use crate::faults;
+use crate::harm::{Harm, Stage};
 use crate::node::copying::Session;
 use crate::node::{Process, Role};
 use crate::options::{Faults, SimOptions};
@@ -251,14 +253,26 @@ impl Script {
         while self.world.ctx.hub.deliver() {}
     }
 
-    /// The record as it is now.
-    pub fn snapshot(&self) -> Snapshot {
-        self.world.ctx.hub.snapshot()
+    /// Some bits of a file change on the disk of some node, which is replaced by an empty one a while later.
+    pub fn change_bits(&mut self) {
+        self.harm(Harm::Rot);
     }
 
-    /// The election service shows an earlier record, as after a backup was restored.
-    pub fn roll_back(&mut self, snapshot: Snapshot) {
-        self.world.ctx.hub.roll_back(snapshot);
+    /// The election service is restored from a backup that is made now, once all nodes have seen a newer record; a while later an
+    /// operator restores the record.
+    pub fn roll_back_service(&mut self) {
+        self.harm(Harm::RollBack);
+    }
+
+    fn harm(&mut self, harm: Harm) {
+        self.world.ctx.plan.harm = Some(harm);
+        self.world.ctx.plan.stage = Stage::Before;
+        self.world.ctx.at(0, Event::Harm);
+    }
+
+    /// Whether it has happened, and is not mended yet.
+    pub fn is_harmed(&self) -> bool {
+        matches!(self.world.ctx.plan.stage, Stage::Harmed(_) | Stage::RolledBack)
     }
 
     /// A machine gets an empty disk. Whether it did: only where that loses nothing.

@@ -363,6 +363,40 @@ fn a_pair_powered_off_in_turn() {
     });
 }
 
+/// A bit of one copy changes: it costs that copy, and nothing else.
+#[test]
+fn nats_a_single_bit_flip_in_one_replica() {
+    scenario(3, 1, |cluster| {
+        cluster.until("some files are written", |now| {
+            now.leader().is_some_and(|node| now.data_files(node).last() > Some(&3))
+        })?;
+        cluster.change_bits();
+        cluster.until("bits have changed", Script::is_harmed)?;
+        flow(cluster, 50)?;
+        cluster.until("the disk is replaced", |now| !now.is_harmed())?;
+        cluster.until("all are in sync", |now| now.in_sync().len() == 3)
+    });
+}
+
+/// The election service forgets what it had said: nobody believes it, until an operator has put the newest record back.
+#[test]
+fn es_rollback() {
+    scenario(3, 1, |cluster| {
+        cluster.roll_back_service();
+        cluster.pass(500)?;
+        let old = leader(cluster);
+        cluster.kill(old, false);
+        another_leads(cluster, old)?;
+        cluster.start(old);
+        cluster.until("it shows an earlier record", Script::is_harmed)?;
+        let epoch = cluster.epoch();
+        cluster.until("the record is restored", |now| !now.is_harmed())?;
+        assert!(cluster.epoch() >= epoch);
+        cluster.until("somebody leads", |now| now.leader().is_some())?;
+        flow(cluster, 50)
+    });
+}
+
 /// The file before the one that the primary writes to is deleted, and it may not confirm anything without a replica.
 #[test]
 fn an_empty_replica_joins_a_suspended_primary_that_has_nothing_to_copy() {
