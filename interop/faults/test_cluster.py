@@ -184,6 +184,27 @@ def test_the_primary_s_disk_hangs_for_longer_than_its_session(shared):
         back(cluster, load, old)
 
 
+def test_the_primary_s_disk_hangs_while_it_writes_down_the_record(shared):
+    """It can decide nothing more, and its session lives: it gives way all the same."""
+    with shared as (cluster, load):
+        old, (_, away) = cluster.primary(), cluster.replicas()
+        away.kill()
+        cluster.wait_for(lambda found: away.name not in in_sync(found[old.name]), 10, "a set without the one that is away")
+        rule = old.disk.hangs("fsync", "*/replication/record.tmp")
+        # A change of the record: it joins again.
+        away.start()
+        struck = rule.wait()
+        cluster.wait_for(lambda found: cluster.leader(found) not in (None, old.name), 2 * cluster.takeover_seconds, "another primary")
+        figure(f"primary's disk hangs while it writes down the record: another one leads after {time.monotonic() - struck:.2f} s")
+        new = cluster.primary()
+        load.flow()
+        assert rule.hanging, "the disk came back by itself"
+        rule.release()
+        cluster.wait_in_sync()
+        assert cluster.primary() is new and old.running()
+        back(cluster, load, old, away)
+
+
 def test_a_record_that_cannot_be_kept_ends_the_node(shared):
     """What a node knows of the cluster has to survive it: one that cannot write it down is of no use, and says so."""
     with shared as (cluster, load):

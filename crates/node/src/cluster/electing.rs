@@ -19,6 +19,9 @@ use crate::core::unpoisoned;
 /// How often the elector looks at the time.
 const TICK: Duration = Duration::from_millis(50);
 
+/// A disk that takes longer to keep the record costs a primary its place.
+const SAVE_HANGS: Duration = Duration::from_secs(4);
+
 /// How long the end of the session may take before the process ends without it.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -135,7 +138,7 @@ pub(crate) fn start(
     let driver = Driver {
         provider,
         elector,
-        save,
+        save: Some(save),
         clock,
         told,
         decide,
@@ -153,7 +156,8 @@ pub(crate) fn start(
 struct Driver {
     provider: Arc<dyn Provider>,
     elector: Elector,
-    save: Save,
+    /// Away while it is at work.
+    save: Option<Save>,
     clock: Arc<dyn Clock>,
     told: mpsc::UnboundedReceiver<Told>,
     decide: mpsc::UnboundedSender<Decision>,
@@ -197,7 +201,7 @@ impl Driver {
             self.election.lease.store(self.deadline(), Ordering::Release);
             let mut effects = std::mem::take(&mut self.effects);
             for effect in effects.drain(..) {
-                self.carry_out(effect);
+                self.carry_out(effect).await;
             }
             self.effects = effects;
         }
@@ -210,6 +214,53 @@ impl Driver {
         self.provider.close().await;
         if let Some(left) = leaving {
             let _ = left.send(());
+        }
+    }
+
+    /// Writes the record down. If the disk hangs, nothing can be decided here, so the grant is given back once it is sure that
+    /// nothing leaves for clients any more; the elector finds that out when the disk is back.
+    async fn keep(&mut self, bytes: Vec<u8>) {
+        let Some(mut save) = self.save.take() else { return };
+        let mut saving = tokio::task::spawn_blocking(move || {
+            let kept = save(bytes);
+            (save, kept)
+        });
+        let saved = match tokio::time::timeout(SAVE_HANGS, &mut saving).await {
+            Ok(saved) => saved,
+            Err(_) => {
+                warn!(
+                    for_s = SAVE_HANGS.as_secs(),
+                    "the disk hangs: the cluster record cannot be written down"
+                );
+                self.give_way(&mut saving).await;
+                saving.await
+            }
+        };
+        let kept = match saved {
+            Ok((save, kept)) => {
+                self.save = Some(save);
+                kept
+            }
+            Err(panic) => Err(panic.to_string()),
+        };
+        if let Err(reason) = kept {
+            error!(%reason, "the cluster record could not be kept");
+            self.election.tell(Event::StorageFailed);
+            self.decide(Decision::StorageFailed(reason));
+        }
+    }
+
+    /// Ends what we hold of the election service's, after the lease that the gate goes by, unless the disk is back before.
+    async fn give_way<T>(&mut self, saving: &mut tokio::task::JoinHandle<T>) {
+        if self.elector.grant().is_none() {
+            return;
+        }
+        while !saving.is_finished() {
+            if self.clock.boot_ms() >= self.election.deadline_ms() {
+                warn!("the grant is given back, somebody else shall lead");
+                return self.provider.resign().await;
+            }
+            tokio::time::sleep(TICK).await;
         }
     }
 
@@ -243,7 +294,7 @@ impl Driver {
         })
     }
 
-    fn carry_out(&mut self, effect: Effect) {
+    async fn carry_out(&mut self, effect: Effect) {
         let provider = Arc::clone(&self.provider);
         debug!(?effect, "election");
         match effect {
@@ -281,14 +332,8 @@ impl Driver {
                 self.resigning = Some(tokio::spawn(async move { provider.resign().await }));
             }
             Effect::Publish(presence) => provider.publish(presence),
-            Effect::Save(bytes) => {
-                // A few hundred bytes, seldom; what follows may rest on it.
-                if let Err(reason) = tokio::task::block_in_place(|| (self.save)(bytes)) {
-                    error!(%reason, "the cluster record could not be kept");
-                    self.election.tell(Event::StorageFailed);
-                    self.decide(Decision::StorageFailed(reason));
-                }
-            }
+            // A few hundred bytes, seldom; what follows may rest on it.
+            Effect::Save(bytes) => self.keep(bytes).await,
             Effect::Lead { epoch, record, unclean } => {
                 info!(epoch = epoch.0, "elected");
                 self.decide(Decision::Lead { epoch, record, unclean });
