@@ -271,6 +271,8 @@ impl Follower {
         let end = self.reader.durable_end();
         while self.advance(end, usize::MAX)? {}
         let marker_end = self.journal.begin_epoch(new)?.end;
+        // No reign has given more numbers than its journal has bytes.
+        self.state.number_from(marker_end.0);
         let abandoned = self.replayer.finish();
         let positions = (self.commit.min(end), end, marker_end);
         let mut store =

@@ -264,6 +264,8 @@ pub struct State {
     pub prepared: BTreeMap<TransactionId, Prepared>,
     /// Duplicate detection.
     pub audit: Audit,
+    /// New messages get numbers from here on; see [`State::number_from`].
+    numbers_from: u64,
     /// Data files whose deletion is decided and committed, and that may still be there.
     pub collected: BTreeSet<u32>,
     resident_bytes: usize,
@@ -293,9 +295,20 @@ impl State {
         let key = DestinationKey(u32::try_from(self.destinations.len()).unwrap_or(u32::MAX));
         // A copy of its own: `name` may be a view into a whole socket buffer.
         let name = Destination::new(name.kind, &*name.name);
-        self.destinations.push(DestinationState::new(name.clone()));
+        let next_sequence = self.numbers_from;
+        self.destinations.push(DestinationState { next_sequence, ..DestinationState::new(name.clone()) });
         self.keys.insert(name, key);
         key
+    }
+
+    /// Messages get numbers from `number` on, in every destination, those to come included. Replicas may remember what this index
+    /// does not: one made again from the data files that are left has not seen the highest numbers. Given twice, a number
+    /// would be one that their durable subscriptions have acknowledged.
+    pub fn number_from(&mut self, number: u64) {
+        self.numbers_from = self.numbers_from.max(number);
+        for d in &mut self.destinations {
+            d.next_sequence = d.next_sequence.max(number);
+        }
     }
 
     /// A destination by key.

@@ -11,7 +11,7 @@ use kahawai_journal::{
 use kahawai_kahadb::command::{
     AddHeader, MessageKey, RemoveHeader, encode_add, encode_commit, encode_prepare, encode_remove,
 };
-use kahawai_message::storage::{Entry, Storage, Tier};
+use kahawai_message::storage::{AckBy, Entry, Storage, SubscriptionKey, Tier};
 use kahawai_message::stored::{MessageAck, SubscriptionInfo, encode_ack, encode_message};
 use kahawai_message::{
     BodyKind, Content, Destination, Message, MessageId, ProducerId, Text, TransactionId, Xid,
@@ -809,4 +809,80 @@ fn a_message_that_was_never_committed_is_no_duplicate() {
     world.store.finish_checkpoint(header);
     let store = crate::world::open(&world.files.kill()).unwrap().store;
     assert_eq!(store.last_sequence_of(&producer), known, "the message is gone");
+}
+
+/// What was acknowledged goes with its data files, and the numbers that were given with it. A replica that was there remembers them,
+/// one that made its index from the files that are left does not, and may lead.
+#[test]
+fn a_new_primary_gives_no_number_that_a_replica_remembers() {
+    let mut world = World::new(3);
+    let mut old = Replica::new();
+    let topic = Destination::topic("N");
+    let info = SubscriptionInfo {
+        client_id: Text::from_static("client"),
+        destination: topic.clone(),
+        subscription_name: Text::from_static("s"),
+        subscribed_destination: Some(topic.clone()),
+        ..SubscriptionInfo::default()
+    };
+    let subscription = SubscriptionKey { client_id: info.client_id.clone(), name: Text::from_static("s") };
+    let message = |sequence| Message {
+        id: MessageId {
+            producer: ProducerId { connection: Text::from_static("ID:n"), session: 1, value: 1 },
+            sequence,
+            ..MessageId::default()
+        },
+        destination: topic.clone(),
+        persistent: true,
+        kind: BodyKind::Bytes,
+        content: Content::Marshalled(vec![7; 1000].into()),
+        ..Message::default()
+    };
+    let key = world.store.destination(&topic);
+    world.store.subscribe(key, &info, false).unwrap();
+    for number in 0..6 {
+        let sequence = world.store.add(key, &message(number), false).unwrap().sequence;
+        assert!(world.settle());
+        let by = AckBy::default();
+        world.store.acknowledge(key, &subscription, sequence, &message(number).id, &by, false).unwrap();
+    }
+    assert!(world.settle());
+    let last = world.store.appended_end().file();
+    world.store.begin_file().unwrap();
+    let first = |files: Vec<kahawai_journal::DataFile>| files.first().map(|file| file.id);
+    for _ in 0..5 {
+        for _ in 0..20 {
+            world.add_one();
+            assert!(world.settle());
+        }
+        let checkpoint = world.store.begin_checkpoint(false);
+        let header = checkpoint.header;
+        world.store.index().write(checkpoint).unwrap();
+        world.store.finish_checkpoint(header);
+        world.store.collect().unwrap();
+        assert!(world.settle());
+        old.catch_up(&world);
+        assert!(old.checkpoint() && old.retire());
+    }
+    assert!(first(old.follower.journal().files()) > Some(last), "what was acknowledged is still there");
+    let files = old.files.fork();
+    IndexStore::discard(&directory(&files)).unwrap();
+    let young = Replica::open(&files, world.confirmed).unwrap();
+    assert_eq!(young.follower.digest().unwrap(), old.follower.digest().unwrap());
+    let end = young.durable();
+    let (files, Promoted { store, .. }, writer) = young.promote();
+    world.take_over(files, store, writer, end);
+    let key = world.store.destination(&topic);
+    world.store.add(key, &message(7), false).unwrap();
+    let made = Destination::topic("made later");
+    let new = world.store.destination(&made);
+    world.store.subscribe(new, &SubscriptionInfo { destination: made.clone(), ..info }, false).unwrap();
+    world.store.add(new, &Message { destination: made, ..message(8) }, false).unwrap();
+    assert!(world.settle());
+    assert_eq!(world.store.pending_count(key, &subscription), 1);
+    old.catch_up(&world);
+    let (ours, theirs) = (old.follower.reader(), world.store.reader());
+    let found = content(old.follower.state_mut(), &ours).trimmed();
+    let difference = found.difference(&content(world.store.state_mut(), &theirs).trimmed());
+    assert!(difference.is_empty(), "a durable message is lost: {difference:#?}");
 }
