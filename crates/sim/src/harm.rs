@@ -48,7 +48,7 @@ pub(crate) enum Stage {
     /// A copy of the node's disk was made.
     Kept(usize, MemoryFiles),
     /// The record was backed up.
-    BackedUp(Snapshot, ClusterRecord),
+    BackedUp(Snapshot, Box<ClusterRecord>),
     /// The node's disk is not to be trusted; somebody will replace it.
     Harmed(usize),
     /// The node does not hear from the others.
@@ -135,7 +135,7 @@ fn begin(world: &mut World, harm: Harm) -> (Stage, Option<Micros>) {
         }
         Harm::RollBack => {
             let Some(record) = world.ctx.oracle.record.clone() else { return (Stage::Before, Some(AGAIN)) };
-            (Stage::BackedUp(world.ctx.hub.snapshot(), record), Some(wait))
+            (Stage::BackedUp(world.ctx.hub.snapshot(), Box::new(record)), Some(wait))
         }
         Harm::Force => leave_behind(world, node),
         Harm::Rot | Harm::Clone if !is_everywhere(world) => (Stage::Before, Some(AGAIN)),
@@ -280,7 +280,7 @@ fn saved(disk: &MemoryFiles) -> Option<ClusterRecord> {
     ClusterRecord::decode(&bytes).ok()
 }
 
-fn roll_back(world: &mut World, snapshot: Snapshot, record: ClusterRecord) -> (Stage, Option<Micros>) {
+fn roll_back(world: &mut World, snapshot: Snapshot, record: Box<ClusterRecord>) -> (Stage, Option<Micros>) {
     if world.is_calm {
         return (Stage::Over, None);
     }
