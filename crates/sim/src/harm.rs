@@ -280,7 +280,7 @@ fn saved(disk: &MemoryFiles) -> Option<ClusterRecord> {
     ClusterRecord::decode(&bytes).ok()
 }
 
-fn roll_back(world: &mut World, snapshot: Snapshot, record: ClusterRecord) -> (Stage, Option<Micros>) {
+fn roll_back(world: &mut World, snapshot: Snapshot, record: Box<ClusterRecord>) -> (Stage, Option<Micros>) {
     if world.is_calm {
         return (Stage::Over, None);
     }

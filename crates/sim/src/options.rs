@@ -184,6 +184,8 @@ mutations! {
     /// Data files are deleted before a checkpoint is behind the decision, and a start does not look whether files behind its
     /// checkpoint are gone: either alone is enough.
     EarlyRetire = "early-retire",
+    /// A replica that is gone or hangs is waited for.
+    EvictNobody = "evict-nobody",
     /// A replica applies what it has received, not what is committed.
     ApplyBeyondCommit = "apply-beyond-commit",
 }

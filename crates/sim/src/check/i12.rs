@@ -50,6 +50,16 @@ pub(crate) fn look(ctx: &mut Ctx) {
     ctx.oracle.is_dirty = true;
 }
 
+/// A primary is about to propose a set. The elector would refuse a smaller one, which does not make it right.
+pub(crate) fn proposed(ctx: &mut Ctx, index: usize, before: usize, after: usize, minimum: u32) {
+    let floor = minimum as usize + 1;
+    if after < before && after < floor {
+        ctx.violate(format!(
+            "I12: n{index} proposes {after} members instead of {before}, {floor} are needed"
+        ));
+    }
+}
+
 /// An operator has forced a node to lead: what it lacks is lost, and that is declared.
 fn forced(ctx: &mut Ctx, record: &ClusterRecord) {
     let oracle = &mut ctx.oracle;

@@ -150,13 +150,18 @@ impl Process {
             }
         };
         let now = ctx.local_ms(self.index);
+        let mut timing = ctx.shape.replication;
+        if ctx.mutated(Mutation::EvictNobody) {
+            timing.evict_ms = Millis::from(u32::MAX);
+            timing.reconnect_ms = Millis::from(u32::MAX);
+        }
         let mut primary = Primary::new(
             me.clone(),
             epoch,
             promoted.marker_end,
             record.in_sync.clone(),
             record.minimum_replicas,
-            ctx.shape.replication,
+            timing,
             now,
         );
         let broken = match ctx.shape.mutation {
@@ -327,6 +332,12 @@ impl Process {
                 PrimaryEffect::Activate => self.activate(ctx),
                 PrimaryEffect::Propose { in_sync, reason } => {
                     ctx.say(self.index, || format!("proposes {}: {reason}", set(&in_sync)));
+                    let index = self.index;
+                    if let Some(leading) = self.leading() {
+                        let before = leading.recorded.len();
+                        let minimum = leading.primary.status().minimum_replicas;
+                        check::i12::proposed(ctx, index, before, in_sync.len(), minimum);
+                    }
                     let id = self.request(ctx, Request::InSync(in_sync.clone()));
                     if let Some(leading) = self.leading() {
                         leading.proposals.insert(id, in_sync);
