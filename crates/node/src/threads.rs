@@ -158,7 +158,7 @@ impl Copies for NoCopies {
     fn sealed(&mut self, _batch: &SealedBatch) {}
 
     fn durable(&mut self, end: Lsn) {
-        self.0.confirm(end);
+        self.0.confirm_and_answer(end);
     }
 }
 
