@@ -26,6 +26,12 @@ struct Waiting {
     crowd_before: usize,
 }
 
+impl Waiting {
+    fn lately(&self) -> usize {
+        self.crowd.max(self.crowd_before)
+    }
+}
+
 impl Default for Waiting {
     fn default() -> Self {
         Self { list: Vec::new(), round: 1, rises: 0, crowd: 0, crowd_before: 0 }
@@ -46,8 +52,8 @@ impl Commit {
         Lsn(self.position.load(Ordering::Acquire))
     }
 
-    /// Raises the position and wakes those who wait for it.
-    pub fn raise(&self, to: Lsn) {
+    /// Raises the position and wakes those who wait for it, except those for whom `answers` does what they waited for.
+    pub fn raise(&self, to: Lsn, answers: impl Fn(&Outbox) -> bool) {
         self.position.fetch_max(to.0, Ordering::AcqRel);
         let mut ready = Vec::new();
         {
@@ -67,26 +73,28 @@ impl Commit {
             });
         }
         for outbox in ready {
-            outbox.signal.set();
+            if !answers(&outbox) {
+                outbox.signal.set();
+            }
         }
     }
 
     /// How many connections have lately waited for an answer.
     pub fn crowd(&self) -> usize {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.crowd.max(waiting.crowd_before)
+        waiting.lately()
     }
 
-    /// Wakes `outbox` once the position reaches `lsn`; `false` = it has already.
-    pub fn wait(&self, lsn: Lsn, outbox: &Arc<Outbox>) -> bool {
+    /// Wakes `outbox` once the position reaches `lsn`, and says how many have lately waited; `None` = it has already.
+    pub fn wait(&self, lsn: Lsn, outbox: &Arc<Outbox>) -> Option<usize> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         // Under the lock: `raise` stores before it takes it, so either we see the new position or it sees us.
         if self.position() >= lsn {
-            return false;
+            return None;
         }
         waiting.crowd += usize::from(outbox.waits_in(waiting.round));
         waiting.list.push((lsn, Arc::clone(outbox)));
-        true
+        Some(waiting.lately())
     }
 
     /// A connection has ended.

@@ -18,6 +18,7 @@ use kahawai_types::{Lsn, Millis};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tracing::{debug, error, info, warn};
 
+use crate::ahead::Socket;
 use crate::core::{Core, Hold, Shared};
 use crate::outbox::{Item, Outbox};
 use crate::threads::read;
@@ -35,6 +36,9 @@ const BLOCKED_MAX: usize = 256;
 const IDLE: Duration = Duration::from_secs(3600);
 /// A connection says at most this often that it is held back, milliseconds.
 const HELD_BACK_LOG_MS: Millis = 10_000;
+/// Where no more connections than this wait for answers, the thread that confirms gives them: its time is short, and with more of
+/// them their tasks share the work.
+const ANSWERED_AHEAD_MAX: usize = 2;
 /// How long the last bytes may take before the socket is closed.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -59,6 +63,8 @@ enum Goodbye {
 
 struct Task<S> {
     stream: S,
+    /// The same, where others may write an answer to it.
+    socket: Option<Arc<dyn Socket>>,
     shared: Arc<Shared>,
     machine: Connection,
     outbox: Arc<Outbox>,
@@ -75,6 +81,10 @@ struct Task<S> {
     answers: VecDeque<(Lsn, Token)>,
     /// The position that the commit wakes us for.
     registered: Option<Lsn>,
+    /// How many lately waited for theirs.
+    crowd: usize,
+    /// For an answer that leaves without us.
+    spare: BytesMut,
     /// Nothing is taken from `input` before an answer has left.
     stalled: bool,
     held: VecDeque<Held>,
@@ -93,9 +103,11 @@ struct Task<S> {
     closing: bool,
 }
 
-/// Serves a connection until either side ends it. Never fails: what went wrong is logged here, once.
+/// Serves a connection until either side ends it. Never fails: what went wrong is logged here, once. `socket` is where the bytes
+/// of `stream` go, if answers may be written there as they are.
 pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
+    socket: Option<Arc<dyn Socket>>,
     peer: String,
     options: ConnectionOptions,
     shared: Arc<Shared>,
@@ -104,6 +116,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let window = shared.reader.window();
     let mut task = Task {
         stream,
+        socket,
         machine,
         outbox: Arc::new(Outbox::default()),
         connection: None,
@@ -115,6 +128,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         requests: Vec::new(),
         answers: VecDeque::new(),
         registered: None,
+        crowd: 0,
+        spare: BytesMut::new(),
         stalled: false,
         held: VecDeque::new(),
         items: Vec::new(),
@@ -143,6 +158,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         let mut timer = Box::pin(tokio::time::sleep(IDLE));
         let mut deadline = None;
         loop {
+            self.take_back();
             if self.outbox.is_closing() {
                 // The node stops or has failed: no answer is an answer that a failover client understands.
                 return Ok(());
@@ -167,7 +183,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             if !self.closing {
                 self.tick(&mut timer, &mut deadline);
             }
+            self.leave_answer();
             poll_fn(|cx| self.poll(cx, timer.as_mut())).await?;
+        }
+    }
+
+    /// If all that is to be done is to give one receipt, somebody else may do it.
+    fn leave_answer(&mut self) {
+        let Some(socket) = &self.socket else { return };
+        if self.crowd > ANSWERED_AHEAD_MAX
+            || self.answers.len() != 1
+            || !self.out.is_empty()
+            || !self.held.is_empty()
+            || !self.deliveries.is_empty()
+            || self.stalled
+            || self.end_of_input
+            || self.closing
+        {
+            return;
+        }
+        let Some(&(lsn, token)) = self.answers.front() else { return };
+        if self.registered != Some(lsn) || !self.machine.receipt(token, &mut self.spare) {
+            return;
+        }
+        self.outbox.ahead.leave(lsn, std::mem::take(&mut self.spare), Arc::clone(socket));
+    }
+
+    /// From here on we are the only one who writes.
+    fn take_back(&mut self) {
+        let Some((written, buffer)) = self.outbox.ahead.take_back() else { return };
+        self.spare = buffer;
+        if written == 0 {
+            return;
+        }
+        if let Some((_, token)) = self.answers.pop_front() {
+            let after = self.machine.confirmed(token, &mut self.out);
+            self.after(after);
+            self.out.advance(written.min(self.out.len()));
         }
     }
 
@@ -329,8 +381,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             if self.registered.is_some() {
                 return;
             }
-            if self.shared.commit.wait(lsn, &self.outbox) {
-                self.registered = Some(lsn);
+            if let Some(crowd) = self.shared.commit.wait(lsn, &self.outbox) {
+                (self.registered, self.crowd) = (Some(lsn), crowd);
                 return;
             }
         }
@@ -583,6 +635,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
 
     fn leave(&mut self) {
         self.shared.commit.forget(&self.outbox);
+        // It holds the socket.
+        let _ = self.outbox.ahead.take_back();
         self.registered = None;
         let Some(connection) = self.connection.take() else { return };
         let now = self.shared.now();
@@ -600,16 +654,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Weak, mpsc};
     use std::thread;
 
     use kahawai_broker::Broker;
     use kahawai_env::{Clock, Files, OsEntropy};
     use kahawai_store::OpenOptions;
     use kahawai_testkit::MemoryFiles;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncWriteExt, DuplexStream, WriteHalf};
 
     use super::*;
+    use crate::ahead::Turns;
 
     /// Tokio's time, which stands still while any task can run.
     #[derive(Debug)]
@@ -641,7 +697,7 @@ mod tests {
         let (shared, _writer) = core();
         let (mut client, server) = tokio::io::duplex(4096);
         let options = ConnectionOptions::new("ID:test".to_owned());
-        let served = tokio::spawn(serve(server, "test".into(), options, Arc::clone(&shared)));
+        let served = tokio::spawn(serve(server, None, "test".into(), options, Arc::clone(&shared)));
         client.write_all(b"CONNECT\naccept-version:1.2\nhost:x\n\n\0").await.expect("taken");
         let send = b"SEND\ndestination:/queue/q\npersistent:true\nreceipt:1\n\nbody\0";
         client.write_all(send).await.expect("taken");
@@ -662,11 +718,183 @@ mod tests {
         assert!(answers.windows(12).any(|part| part == b"receipt-id:1"), "{answers:?}");
     }
 
+    /// Others may write so many bytes to it at a time.
+    struct Room(Arc<std::sync::Mutex<WriteHalf<DuplexStream>>>, usize);
+
+    impl Socket for Room {
+        fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+            let some = &bytes[..bytes.len().min(self.1)];
+            let mut write = self.0.lock().expect("no panic");
+            match Pin::new(&mut *write).poll_write(&mut Context::from_waker(std::task::Waker::noop()), some) {
+                Poll::Ready(written) => written,
+                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            }
+        }
+    }
+
+    /// A client, connected; the socket lets others write `room` bytes at a time.
+    struct Client {
+        stream: DuplexStream,
+        served: tokio::task::JoinHandle<()>,
+        socket: Weak<dyn Socket>,
+    }
+
+    impl Client {
+        async fn new(shared: &Arc<Shared>, room: usize) -> Self {
+            let (stream, server) = tokio::io::duplex(1 << 16);
+            let (read, write) = tokio::io::split(server);
+            let write = Arc::new(std::sync::Mutex::new(write));
+            let socket: Arc<dyn Socket> = Arc::new(Room(Arc::clone(&write), room));
+            let weak = Arc::downgrade(&socket);
+            let both = tokio::io::join(read, Turns(write));
+            static CLIENTS: AtomicU32 = AtomicU32::new(0);
+            let number = CLIENTS.fetch_add(1, Ordering::Relaxed);
+            let options = ConnectionOptions::new(format!("ID:test-{number}"));
+            let served = tokio::spawn(serve(both, Some(socket), "test".into(), options, Arc::clone(shared)));
+            let mut client = Self { stream, served, socket: weak };
+            client.say("CONNECT\naccept-version:1.2\nhost:x\n\n\0").await;
+            assert!(client.hears().starts_with("CONNECTED"));
+            client
+        }
+
+        /// Says it, and lets the connection do all it can.
+        async fn say(&mut self, text: &str) {
+            self.stream.write_all(text.as_bytes()).await.expect("taken");
+            settle().await;
+        }
+
+        /// What has come, without letting anybody do anything.
+        fn hears(&mut self) -> String {
+            let mut heard = vec![0; 1 << 16];
+            let mut buffer = tokio::io::ReadBuf::new(&mut heard);
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let _ = Pin::new(&mut self.stream).poll_read(&mut cx, &mut buffer);
+            String::from_utf8_lossy(buffer.filled()).into_owned()
+        }
+    }
+
+    async fn settle() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn send(receipt: u32) -> String {
+        format!("SEND\ndestination:/queue/q\npersistent:true\nreceipt:{receipt}\n\nbody\0")
+    }
+
+    fn receipt(number: u32) -> String {
+        format!("RECEIPT\nreceipt-id:{number}\n\n\0\n")
+    }
+
+    fn confirm(shared: &Shared) {
+        shared.confirm_and_answer(shared.with(|core| core.store.appended_end()));
+    }
+
+    /// Of the receipt that is ready when the position rises so many bytes leave before the task runs; the rest follows.
+    async fn check_ahead(room: usize, ahead: usize) {
+        let (shared, _writer) = core();
+        let mut client = Client::new(&shared, room).await;
+        for number in 1..4 {
+            client.say(&send(number)).await;
+            assert_eq!(client.hears(), "", "it is not confirmed");
+            confirm(&shared);
+            let whole = receipt(number);
+            let (first, rest) = whole.split_at(ahead);
+            assert_eq!(client.hears(), first);
+            settle().await;
+            assert_eq!(client.hears(), rest);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_receipt_leaves_ahead_of_its_task_as_far_as_there_is_room() {
+        check_ahead(usize::MAX, receipt(1).len()).await;
+        check_ahead(5, 5).await;
+        check_ahead(0, 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_receipt_that_waits_ahead_stands_behind_what_is_written_meanwhile() {
+        let (shared, _writer) = core();
+        let mut client = Client::new(&shared, usize::MAX).await;
+        client.say("SUBSCRIBE\nid:1\ndestination:/queue/fast\n\n\0").await;
+        // What the subscription itself appended.
+        confirm(&shared);
+        settle().await;
+        client.say(&send(1)).await;
+        client.say("SEND\ndestination:/queue/fast\n\nhere\0").await;
+        let message = client.hears();
+        assert!(message.starts_with("MESSAGE") && message.ends_with("here\0\n"), "{message}");
+        confirm(&shared);
+        settle().await;
+        assert_eq!(client.hears(), receipt(1));
+        // Nothing but the receipt is on its way now.
+        client.say(&send(2)).await;
+        confirm(&shared);
+        assert_eq!(client.hears(), receipt(2));
+        client.say(&(send(3) + &send(4))).await;
+        confirm(&shared);
+        assert_eq!(client.hears(), "", "two are the task's");
+        settle().await;
+        assert_eq!(client.hears(), receipt(3) + &receipt(4));
+        client.say("DISCONNECT\nreceipt:5\n\n\0").await;
+        assert_eq!(client.hears(), receipt(5));
+        client.served.await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn behind_a_shut_gate_nothing_leaves_ahead() {
+        let (shared, _writer) = core();
+        let mut client = Client::new(&shared, usize::MAX).await;
+        client.say(&send(1)).await;
+        shared.gate.shut();
+        confirm(&shared);
+        assert_eq!(client.hears(), "");
+    }
+
+    #[tokio::test]
+    async fn only_where_few_wait_they_are_answered_ahead() {
+        let (shared, _writer) = core();
+        let mut clients = Vec::new();
+        for _ in 0..=ANSWERED_AHEAD_MAX {
+            clients.push(Client::new(&shared, usize::MAX).await);
+        }
+        for client in &mut clients {
+            client.say(&send(1)).await;
+        }
+        confirm(&shared);
+        let last = clients.last_mut().expect("there is one");
+        assert_eq!(last.hears(), "");
+        settle().await;
+        for client in &mut clients {
+            assert_eq!(client.hears(), receipt(1));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_waits_ahead_does_not_keep_the_socket() {
+        for by_client in [true, false] {
+            let (shared, _writer) = core();
+            let mut client = Client::new(&shared, usize::MAX).await;
+            client.say(&send(1)).await;
+            if by_client {
+                drop(client.stream);
+                settle().await;
+                confirm(&shared);
+            } else {
+                shared.stop();
+            }
+            client.served.await.expect("it ends");
+            assert!(client.socket.upgrade().is_none(), "by the client: {by_client}");
+        }
+    }
+
     async fn a_quiet_hour() {
         let (shared, _writer) = core();
         let (mut client, server) = tokio::io::duplex(4096);
         let options = ConnectionOptions::new("ID:test".to_owned());
-        let served = tokio::spawn(serve(server, "test".into(), options, shared));
+        let served = tokio::spawn(serve(server, None, "test".into(), options, shared));
         client.write_all(b"CONNECT\naccept-version:1.2\nhost:x\n\n\0").await.expect("taken");
         let mut answer = [0; 9];
         client.read_exact(&mut answer).await.expect("an answer");

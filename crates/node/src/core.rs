@@ -283,13 +283,22 @@ impl Shared {
         (Arc::new(shared), receiver)
     }
 
-    /// Everything below is on all replicas that have to have it.
+    /// Everything below is on all replicas that have to have it. Under any lock: tasks give the answers.
     pub fn confirm(&self, to: Lsn) {
+        self.raise(to, |_| false);
+    }
+
+    /// The same, for a thread that holds no lock and has time for a few answers.
+    pub fn confirm_and_answer(&self, to: Lsn) {
+        self.raise(to, |outbox| self.gate.is_open(&*self.clock) && outbox.ahead.send(to));
+    }
+
+    fn raise(&self, to: Lsn, answers: impl Fn(&Outbox) -> bool) {
         if to <= self.commit.position() || !self.gate.is_open(&*self.clock) {
             return;
         }
         let was_settled = self.is_settled();
-        self.commit.raise(to);
+        self.commit.raise(to, answers);
         // Either we see that somebody waits, or who makes it so sees the new position.
         fence(Ordering::SeqCst);
         let behind = to.0.saturating_sub(self.rung_at.load(Ordering::Relaxed));

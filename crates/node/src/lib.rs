@@ -9,10 +9,12 @@
 //! ```
 //! - The core's lock is never held across a flush, a write to a socket, or a wait. Index chunks that were let go are read
 //!   under it, from the page cache as a rule.
-//! - Receipts do not pass through the core: a connection keeps (position, token) pairs and is woken once per commit.
+//! - Receipts do not pass through the core: a connection keeps (position, token) pairs and is woken once per commit. Where few
+//!   clients each wait for one receipt, the journal thread sends it itself (`ahead`).
 //! - A failed write or flush ends the process: the commit position stands still, nothing is confirmed, [`Node::run`] returns
 //!   the error.
 
+mod ahead;
 mod cluster;
 mod confirm;
 mod connection;

@@ -164,7 +164,7 @@ impl Node {
         let mut broker = Broker::new(options.broker.clone());
         broker.recover(start_ms, &mut store).map_err(|e| NodeError::Recover(e.to_string()))?;
         let parts = Parts::new(broker, store, Arc::clone(&directory.files), clock);
-        let copies = NoCopies(Arc::clone(&parts.shared));
+        let copies = NoCopies::new(Arc::clone(&parts.shared));
         let serving = Serving::start(parts, opened.writer, Some(opened.preparer), copies, || true)
             .map_err(NodeError::Thread)?;
         let report = opened.report;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kahawai_message::front::{Delivery, Event};
 
+use crate::ahead::Ahead;
 use crate::signal::Signal;
 
 /// One thing for a connection.
@@ -25,6 +26,8 @@ pub struct Outbox {
     closing: AtomicBool,
     /// The round of flushes in which it last waited for one.
     waited_in: AtomicU32,
+    /// An answer that can leave without the task.
+    pub ahead: Ahead,
     /// Set when there is anything new, and by the commit position.
     pub signal: Signal,
 }

@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
+use crate::ahead::plain;
 use crate::connection::serve;
 use crate::core::{Errand, Shared};
 use crate::node::NodeError;
@@ -265,10 +266,11 @@ async fn serve_stream(
 ) {
     let peer = peer.to_string();
     let Some(tls) = tls else {
-        return serve(stream, peer, options, shared).await;
+        let (stream, socket) = plain(stream);
+        return serve(stream, Some(socket), peer, options, shared).await;
     };
     match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-        Ok(Ok(stream)) => serve(stream, peer, options, shared).await,
+        Ok(Ok(stream)) => serve(stream, None, peer, options, shared).await,
         Ok(Err(error)) => warn!(%peer, %error, "TLS handshake refused"),
         Err(_) => warn!(%peer, "TLS handshake took too long"),
     }

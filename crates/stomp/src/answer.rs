@@ -56,6 +56,13 @@ impl Answers {
         self.queue.front().map(|answer| Token(answer.token))
     }
 
+    /// The receipt text of the oldest answer, if that is `token`'s and nothing else hangs on it.
+    pub(crate) fn receipt(&self, token: Token) -> Option<&[u8]> {
+        let first =
+            self.queue.front().filter(|first| first.token == token.0 && first.owed == Owed::Receipt)?;
+        self.texts.get(..first.receipt_bytes?)
+    }
+
     /// Takes the answer for `token`, hands its receipt text to `with`. Out of turn it is slow, but works.
     pub(crate) fn take<R>(&mut self, token: Token, with: impl FnOnce(Owed, Option<&[u8]>) -> R) -> Option<R> {
         let index = match self.queue.front() {
@@ -86,6 +93,23 @@ mod tests {
         let taken =
             answers.take(Token(token), |_, text| text.map(|text| String::from_utf8_lossy(text).into_owned()));
         assert_eq!(taken.as_ref().map(Option::as_deref), expected);
+    }
+
+    #[test]
+    fn a_receipt_is_shown_only_if_it_is_next_and_all_there_is() {
+        let mut answers = Answers::default();
+        answers.push(Owed::Receipt, Some(b"one"));
+        answers.push(Owed::Receipt, Some(b"two"));
+        answers.push(Owed::Receipt, None);
+        answers.push(Owed::Goodbye, Some(b"bye"));
+        assert_eq!(answers.receipt(Token(1)), Some(&b"one"[..]));
+        assert_eq!(answers.receipt(Token(2)), None, "the first is first");
+        check(&mut answers, 1, Some(Some("one")));
+        assert_eq!(answers.receipt(Token(2)), Some(&b"two"[..]));
+        check(&mut answers, 2, Some(Some("two")));
+        assert_eq!(answers.receipt(Token(3)), None, "none was asked for");
+        check(&mut answers, 3, Some(None));
+        assert_eq!(answers.receipt(Token(4)), None, "the connection ends with it");
     }
 
     #[test]

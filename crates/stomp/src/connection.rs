@@ -592,10 +592,7 @@ impl Connection {
                     put_connected(out, version, options, session, heart_beat.agreed(), request_id);
                 }
                 (_, Some(receipt), _) => {
-                    out.put_slice(b"RECEIPT\nreceipt-id:");
-                    out.put_slice(receipt);
-                    out.put_slice(b"\n\n");
-                    out.put_slice(END);
+                    put_receipt(out, receipt);
                 }
                 (_, None, _) => {}
             }
@@ -613,6 +610,13 @@ impl Connection {
             Some(Owed::Receipt | Owed::Subscribed(_)) | None => {}
         }
         After::Continue
+    }
+
+    /// Appends what [`confirmed`](Self::confirmed) would, and changes nothing: for a driver that wants the bytes before it is
+    /// so far. `false` = nothing is appended; it is not this one's turn, or its confirmation does more than give a receipt.
+    pub fn receipt(&self, token: Token, out: &mut BytesMut) -> bool {
+        let receipt = self.answers.receipt(token);
+        receipt.inspect(|receipt| put_receipt(out, receipt)).is_some()
     }
 
     /// All requests with tokens up to and including this one are confirmed.
@@ -797,6 +801,14 @@ fn put_connected(
         }
     }
     out.put_u8(b'\n');
+    out.put_slice(END);
+}
+
+/// `receipt` is written as it came, escapes and all.
+fn put_receipt(out: &mut BytesMut, receipt: &[u8]) {
+    out.put_slice(b"RECEIPT\nreceipt-id:");
+    out.put_slice(receipt);
+    out.put_slice(b"\n\n");
     out.put_slice(END);
 }
 
