@@ -84,7 +84,7 @@ pub(crate) fn act(world: &mut World) {
         Stage::Before if world.is_calm => (Stage::Over, None),
         Stage::Before => begin(world, harm),
         Stage::Kept(node, copy) => put_back(world, node, copy),
-        Stage::BackedUp(snapshot, record) => roll_back(world, snapshot, *record),
+        Stage::BackedUp(snapshot, record) => roll_back(world, snapshot, record),
         Stage::Harmed(node) => {
             replace(world, node);
             (Stage::Over, None)
@@ -289,7 +289,7 @@ fn roll_back(world: &mut World, snapshot: Snapshot, record: Box<ClusterRecord>) 
         node.process.is_some() && saved(&node.disk).is_some_and(|saved| saved.age() > record.age())
     };
     if !world.nodes.iter().all(knows) || world.ctx.hub.has_delayed() {
-        return (Stage::BackedUp(snapshot, Box::new(record)), Some(AGAIN));
+        return (Stage::BackedUp(snapshot, record), Some(AGAIN));
     }
     world.ctx.note(WORLD, "the record is rolled back", record.epoch.0, record.version);
     world.ctx.hub.roll_back(snapshot);
