@@ -1,6 +1,6 @@
 //! The store at run time: commands go to the journal, and to the index when they are committed.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -285,9 +285,17 @@ impl Store {
         self.appender.lock().append(encode).map_err(failed)
     }
 
-    /// Appends the rollback of a transaction that a crash left open.
-    pub(crate) fn append_rollback(&mut self, id: &TransactionId) -> Result<(), StorageError> {
+    /// Appends the rollback of a transaction that a crash left open, with operations in `files`. It stays as long as they do: whoever
+    /// reads them without it would take the transaction for one that goes on.
+    pub(crate) fn append_rollback(
+        &mut self,
+        id: &TransactionId,
+        files: &BTreeSet<u32>,
+    ) -> Result<(), StorageError> {
         let appended = self.append(|out| encode_rollback(id, out))?;
+        for &file in files {
+            self.state.files.outlives(appended.at.file, file);
+        }
         self.appended_end = appended.end;
         Ok(())
     }

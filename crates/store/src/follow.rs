@@ -273,13 +273,14 @@ impl Follower {
         let marker_end = self.journal.begin_epoch(new)?.end;
         // No reign has given more numbers than its journal has bytes.
         self.state.number_from(marker_end.0);
-        let rolled_back = self.replayer.finish();
+        let left_open = self.replayer.open_in();
         let positions = (self.commit.min(end), end, marker_end);
         let mut store =
             Store::promoted(self.state, self.journal, self.index, positions, self.checkpointed, self.early);
-        for id in &rolled_back {
-            store.append_rollback(id)?;
+        for (id, files) in &left_open {
+            store.append_rollback(id, files)?;
         }
+        let rolled_back = left_open.into_iter().map(|(id, _)| id).collect();
         Ok(Promoted { store, marker_end, rolled_back })
     }
 }

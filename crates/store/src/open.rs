@@ -521,10 +521,11 @@ pub fn open(
         unclean: false,
     })?;
     let records = replayer.records;
-    let rolled_back = replayer.finish();
-    for id in &rolled_back {
-        store.append_rollback(id)?;
+    let left_open = replayer.open_in();
+    for (id, files) in &left_open {
+        store.append_rollback(id, files)?;
     }
+    let rolled_back = left_open.into_iter().map(|(id, _)| id).collect();
     let gone = || OpenError::Unsuitable {
         path: files.describe(""),
         what: "open already",

@@ -185,6 +185,12 @@ impl Replayer {
         self.open.values().flatten().map(|step| step.location().lsn()).min()
     }
 
+    /// The transactions without an outcome, each with the data files that hold operations of it.
+    pub(crate) fn open_in(&self) -> Vec<(TransactionId, BTreeSet<u32>)> {
+        let files = |steps: &Vec<Step>| steps.iter().map(|step| step.location().file).collect();
+        self.open.iter().map(|(id, steps)| (id.clone(), files(steps))).collect()
+    }
+
     /// Leaves out these data files: their deletion was decided, and what cancels their records may be gone already.
     pub fn skipping(mut self, files: BTreeSet<u32>) -> Self {
         self.skip = files;
@@ -270,7 +276,7 @@ impl Replayer {
             },
             Command::Prepare(id) => self.prepare(state, id, at)?,
             Command::Commit(id) => self.commit(state, &id, at, is_new)?,
-            Command::Rollback(id) => self.rollback(state, &id)?,
+            Command::Rollback(id) => self.rollback(state, &id, at)?,
             Command::UpdateMessage(add) if is_new => {
                 let op = self.update(state, &add, at, size, ours)?;
                 self.apply(state, op)?;
@@ -497,8 +503,11 @@ impl Replayer {
         Ok(())
     }
 
-    fn rollback(&mut self, state: &mut State, id: &TransactionId) -> Result<(), ReplayError> {
-        if self.open.remove(id).is_some() {
+    fn rollback(&mut self, state: &mut State, id: &TransactionId, at: Location) -> Result<(), ReplayError> {
+        if let Some(steps) = self.open.remove(id) {
+            for step in steps {
+                state.files.outlives(at.file, step.location().file);
+            }
             return Ok(());
         }
         let Some(prepared) = state.prepared.remove(id) else { return Ok(()) };
@@ -529,6 +538,8 @@ impl Replayer {
         }
         let from = steps.iter().map(|step| step.location().lsn()).min().unwrap_or(at.lsn());
         for step in steps {
+            // Also of what has no effect here: it would be read as a transaction that goes on.
+            state.files.outlives(at.file, step.location().file);
             // One by one: later steps may name messages of earlier ones.
             let op = match &step {
                 Step::Add { add, at, size, ours } => self.add(state, add, *at, *size, *ours)?,
