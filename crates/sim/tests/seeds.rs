@@ -60,7 +60,7 @@ fn seeds_that_failed_once_hold() {
 #[test]
 fn fresh_seeds_hold() {
     let count = number(FRESH).unwrap_or(12);
-    // The same ones as long as about one in five thousand is not cleared up (docs/simulator.md).
+    // The same ones as long as about one in two thousand is not cleared up (docs/simulator.md).
     let from = number(FROM).unwrap_or(1_000_000);
     println!("{count} seeds from {from} on");
     let halves = std::thread::scope(|scope| {

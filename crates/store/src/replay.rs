@@ -535,6 +535,8 @@ impl Replayer {
         }
         let from = steps.iter().map(|step| step.location().lsn()).min().unwrap_or(at.lsn());
         for step in steps {
+            // Also of what has no effect here: it would be read as a transaction that goes on.
+            state.files.outlives(at.file, step.location().file);
             // One by one: later steps may name messages of earlier ones.
             let op = match &step {
                 Step::Add { add, at, size, ours } => self.add(state, add, *at, *size, *ours)?,

@@ -811,6 +811,36 @@ fn a_message_that_was_never_committed_is_no_duplicate() {
     assert_eq!(store.last_sequence_of(&producer), known, "the message is gone");
 }
 
+/// A primary dies within a transaction. What its successor ends it with is needed as long as its operations are there: a replica that is
+/// given files without it would refuse to give up that of the operations.
+#[test]
+fn a_rollback_stays_as_long_as_what_it_ends() {
+    let open = TransactionId::Local { connection: Text::from_static("ID:open"), value: 1 };
+    let mut world = World::new(1);
+    let mut replica = Replica::new();
+    world.add_one();
+    let wanted = message(11, Some(&open));
+    world.store.journal().appender().lock().append(|out| put_add(&wanted, 3, out)).unwrap();
+    while let Some(end) = world.write().unwrap() {
+        world.confirmed = end;
+    }
+    replica.catch_up(&world);
+    let end = replica.durable();
+    replica.follower.journal().appender().begin_file();
+    let (files, Promoted { store, rolled_back, .. }, writer) = replica.promote();
+    assert_eq!(rolled_back.as_slice(), std::slice::from_ref(&open));
+    let ended_in = store.appended_end().file();
+    assert!(ended_in > end.file(), "the rollback is in a file of its own");
+    world.take_over(files, store, writer, end);
+    let stays = |state: &kahawai_store::state::State| {
+        state.files.get(ended_in).is_some_and(|use_| use_.outlives.contains(&end.file()))
+    };
+    assert!(stays(world.store.state()));
+    let mut next = Replica::new();
+    next.catch_up(&world);
+    assert!(stays(next.follower.state()), "the next primary knows it too");
+}
+
 /// What was acknowledged goes with its data files, and the numbers that were given with it. A replica that was there remembers them,
 /// one that made its index from the files that are left does not, and may lead.
 #[test]
