@@ -127,6 +127,12 @@ pub fn find_chain(reader: &JournalReader, at: Lsn, chain: u64) -> Result<ChainAt
         return Err(format!("{at} is not flushed here yet"));
     }
     let found = reader.find_chain(at, Chain(chain)).map_err(|problem| crate::chain(&problem))?;
+    // The end of a file and the start of the next are one place.
+    let file = if at.offset() == 0 { at.file().saturating_sub(1) } else { at.file() };
+    if found.file_end.is_none_or(|(end, _)| end.file() != file) {
+        // It was there when this journal was described. Its absence proves nothing about the replica's.
+        return Err(format!("data file {file} was deleted meanwhile"));
+    }
     Ok(ChainAt { at, place: found.place, file_end: found.file_end.map(|(end, chain)| (end, chain.0)) })
 }
 
@@ -144,7 +150,50 @@ fn contiguous(files: &[u32], newest: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::BufMut;
+    use kahawai_env::Files;
+    use kahawai_journal::{Journal, JournalOptions, KnownPositions, NewEpoch};
+    use kahawai_testkit::MemoryFiles;
+    use kahawai_types::{BootId, ClusterId, NodeId, StoreId};
+
     use super::*;
+
+    #[test]
+    fn a_chain_is_not_looked_for_in_a_file_that_was_deleted_meanwhile() {
+        let files: Arc<dyn Files> = Arc::new(MemoryFiles::new());
+        let options = JournalOptions { preallocate: false, ..JournalOptions::default() };
+        let (journal, _) = Journal::open(files, options, KnownPositions::default()).expect("a new one");
+        let mut writer = journal.take_writer().expect("nobody has it");
+        let new = NewEpoch {
+            cluster_id: ClusterId(1),
+            epoch: Epoch(1),
+            node_id: NodeId("n1".to_owned()),
+            store_id: StoreId(2),
+            boot_id: BootId(3),
+            revision: 1,
+            unclean: false,
+        };
+        journal.begin_epoch(new).expect("the first");
+        for _ in 0..4 {
+            while let Some(batch) = writer.try_next(Lsn::ZERO).expect("sound") {
+                writer.write(batch).expect("sound");
+            }
+            journal.appender().begin_file();
+            journal.appender().lock().append(|out| out.put_slice(b"record")).expect("sound");
+        }
+        let reader = journal.reader();
+        let (starts, within) = (Location::new(3, 0).lsn(), Location::new(2, 100).lsn());
+        let chain = reader.chain_at(starts).expect("readable").expect("known").0;
+        let found = find_chain(&reader, starts, chain).expect("file 2 is there");
+        assert_eq!(found.place.map(|place| place.file()), Some(2));
+        journal.retire([2]).expect("it is not written to");
+        for at in [starts, within] {
+            let problem = find_chain(&reader, at, chain).expect_err("gone");
+            assert_eq!(problem, "data file 2 was deleted meanwhile");
+        }
+    }
 
     #[test]
     fn files_are_contiguous_back_to_the_first_gap() {
