@@ -31,13 +31,17 @@ pub(crate) fn confirmed(ctx: &mut Ctx, process: &Process, at: Lsn) {
     ctx.require(outcome);
 }
 
-/// `minimumReplicas` others of the recorded set have it.
+/// `minimumReplicas` others of the recorded set have it. One whose disk was taken away had flushed what it acknowledged; that a disk
+/// forgets is what the other copies are for (I6).
 fn enough(oracle: &Oracle, me: super::StoreKey, minimum: u32, at: Lsn) -> Result<(), String> {
     let (Some(record), Some(last)) = (&oracle.record, last_before(&oracle.committed, at)) else {
         return Ok(());
     };
     let others = record.in_sync.iter().map(Oracle::key_of).filter(|key| *key != me);
-    let have = others.filter(|key| oracle.held(*key).is_some_and(|held| held.has(&last))).count();
+    let has = |key: &super::StoreKey| {
+        oracle.gone.contains(key) || oracle.held(*key).is_some_and(|held| held.has(&last))
+    };
+    let have = others.filter(has).count();
     let needed = record.minimum_replicas.min(minimum);
     if have >= needed as usize {
         return Ok(());
