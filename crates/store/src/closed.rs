@@ -33,7 +33,8 @@ pub enum ClosedError {
 }
 
 /// Cuts a closed store's journal back to `to`, as [`kahawai_journal::truncate`]. `unclean`: an operator accepted that committed
-/// data is lost; an index that knows it is discarded then.
+/// data is lost. If this store knows any of it, everything else goes as well: data files may have been deleted by decisions that
+/// are lost now, and what was in them lives again elsewhere. It synchronises like an empty one.
 pub fn truncate(
     files: &Arc<dyn Files>,
     to: Lsn,
@@ -49,7 +50,12 @@ pub fn truncate(
     if committed {
         IndexStore::discard(files)?;
     }
-    Ok(kahawai_journal::truncate(files, to, expected_chain)?)
+    let truncated = kahawai_journal::truncate(files, to, expected_chain)?;
+    if committed {
+        // After a crash in here it is like one that never knew more.
+        kahawai_journal::install(files, &[])?;
+    }
+    Ok(truncated)
 }
 
 /// Makes the data files of a closed store those of `manifest`, as [`kahawai_journal::install`]. The index goes, and is made

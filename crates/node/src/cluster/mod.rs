@@ -488,7 +488,7 @@ impl Run {
                 match cut.await.map_err(joined)? {
                     Ok(cut) => {
                         let saved = cut.saved_as.join(", ");
-                        info!(%to, bytes = cut.dropped_bytes, saved, "what the primary does not have was cut off");
+                        info!(%to, bytes = cut.dropped_bytes, saved, unclean, "what the primary does not have was cut off");
                     }
                     Err(problem) => {
                         let problem = crate::chain(&problem);

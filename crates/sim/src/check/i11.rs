@@ -34,12 +34,19 @@ pub(crate) fn truncating(ctx: &mut Ctx, index: usize, identity: &Identity, to: L
 }
 
 /// It was cut.
-pub(crate) fn truncated(ctx: &mut Ctx, index: usize, identity: &Identity, to: Lsn, cut: &Truncated) {
+pub(crate) fn truncated(
+    ctx: &mut Ctx,
+    index: usize,
+    identity: &Identity,
+    to: Lsn,
+    cut: &Truncated,
+    is_empty: bool,
+) {
     ctx.oracle.counts.cuts += 1;
     if cut.dropped_bytes > 0 && cut.saved_as.is_empty() {
         ctx.violate(format!("I11: n{index} cut {} bytes at {to} and kept none of them", cut.dropped_bytes));
     }
     if let Some(held) = ctx.oracle.held.get_mut(&key(index, identity)) {
-        held.batches.retain(|batch| batch.start < to);
+        held.batches.retain(|batch| batch.start < to && !is_empty);
     }
 }

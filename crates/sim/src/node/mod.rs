@@ -325,7 +325,10 @@ impl Process {
                 match kahawai_store::truncate(&self.files, to, Some(expected), unclean) {
                     Ok(cut) => {
                         ctx.note(self.index, "cut, bytes", to.0, cut.dropped_bytes);
-                        check::i11::truncated(ctx, self.index, &self.identity, to, &cut);
+                        let names = self.files.list("").unwrap_or_default();
+                        let is_empty =
+                            !names.iter().any(|name| kahawai_journal::data_file_id(name).is_some());
+                        check::i11::truncated(ctx, self.index, &self.identity, to, &cut, is_empty);
                     }
                     Err(problem) => {
                         let problem = chain(&problem);
