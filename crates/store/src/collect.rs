@@ -94,8 +94,10 @@ impl Store {
         if !held || file >= self.checkpointed.file() {
             return Ok(());
         }
+        // One that is being removed would come back; the next round finds it gone.
+        let (_, unsettled) = self.unsettled();
         let mut old = Vec::new();
-        for (key, d) in self.state.destinations() {
+        for (key, d) in self.state.destinations().filter(|(key, _)| !unsettled.contains(key)) {
             let idle = |sub: &&crate::state::Subscription| sub.pending == 0 && sub.files().any(|f| f == file);
             for sub in d.subscriptions.values().filter(idle) {
                 old.push((key, sub.info.clone()));

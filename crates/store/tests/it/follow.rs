@@ -795,6 +795,39 @@ fn a_subscription_that_was_written_again_lets_its_first_record_go() {
     assert_eq!(replica.follower.state().subscriptions_with_newest_in(after.at.file), 1);
 }
 
+/// The record that holds the oldest file is written again, but not behind the removal that waits to be committed.
+#[test]
+fn a_subscription_that_is_being_removed_does_not_come_back() {
+    for is_removed in [false, true] {
+        let mut world = World::new(5);
+        assert!(world.settle());
+        let topic = world.store.destination(&Destination::topic("T"));
+        let info = SubscriptionInfo {
+            client_id: Text::from_static("client"),
+            subscription_name: Text::from_static("name"),
+            ..SubscriptionInfo::default()
+        };
+        let key = SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
+        world.store.subscribe(topic, &info, false).unwrap();
+        assert!(world.settle());
+        world.store.begin_file().unwrap();
+        assert!(world.settle());
+        let checkpoint = world.store.begin_checkpoint(false);
+        let header = checkpoint.header;
+        world.store.index().write(checkpoint).unwrap();
+        world.store.finish_checkpoint(header);
+        if is_removed {
+            world.store.unsubscribe(topic, &key).unwrap();
+        }
+        let before = world.store.appended_end();
+        world.store.collect().unwrap();
+        assert_eq!(world.store.appended_end() > before, !is_removed, "it is written again if it stays");
+        assert!(world.settle());
+        let d = world.store.state().get(topic).unwrap();
+        assert_eq!(d.subscriptions.contains_key(&key), !is_removed);
+    }
+}
+
 #[test]
 fn a_message_that_was_never_committed_is_no_duplicate() {
     let mut world = World::new(12);
