@@ -26,8 +26,8 @@
 //! KW1E  epoch marker, the second record of the first batch of an epoch
 //!       cluster id u128 | epoch u64 | previous epoch u64 | start lsn u64 | chain before u64 | node id: length u8, UTF-8
 //!       | store id u128 | boot id u128 | revision u64 | flags u8, bit 0 = unclean
-//! KW1G  collection record: ascending file ids as differences to the one before
-//!       count varint | first varint | difference varint | …
+//! KW1G  collection record: ascending file ids as differences to the one before, and what the files that go knew alone
+//!       count varint | first varint | difference varint | … | knowledge: the store's bytes, to the end; may be missing
 //! ```
 
 use base64::Engine as _;
@@ -60,6 +60,8 @@ pub const FILE_BYTES_LIMIT: u64 = 1 << 31;
 pub const NODE_ID_BYTES_MAX: usize = 255;
 /// Longest list of files in one collection record.
 pub const COLLECTION_FILES_MAX: usize = 1 << 16;
+/// What the store may say again in one.
+pub const KNOWLEDGE_BYTES_MAX: usize = 256 << 10;
 
 const TRACE: u8 = 0;
 const STAMP_TEXT_BYTES: usize = 58;
@@ -272,20 +274,31 @@ fn u128(reader: &mut Reader) -> Option<u128> {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CollectionRecord {
     files: Vec<u32>,
+    knowledge: Bytes,
 }
 
 impl CollectionRecord {
-    /// A decision about these files, in any order; at most [`COLLECTION_FILES_MAX`], the lowest ones.
-    pub fn new(mut files: Vec<u32>) -> Self {
+    /// A decision about these files, in any order; at most [`COLLECTION_FILES_MAX`], the lowest ones. With it, the store says
+    /// again what no file that stays would tell, in at most [`KNOWLEDGE_BYTES_MAX`] bytes of its own.
+    ///
+    /// # Panics
+    /// If that is more, which the store sees to.
+    pub fn new(mut files: Vec<u32>, knowledge: Bytes) -> Self {
+        assert!(knowledge.len() <= KNOWLEDGE_BYTES_MAX, "the store keeps to the limit");
         files.sort_unstable();
         files.dedup();
         files.truncate(COLLECTION_FILES_MAX);
-        Self { files }
+        Self { files, knowledge }
     }
 
     /// The files to delete, ascending.
     pub fn files(&self) -> &[u32] {
         &self.files
+    }
+
+    /// What the files that go knew alone; empty in the records of older versions.
+    pub fn knowledge(&self) -> &Bytes {
+        &self.knowledge
     }
 
     /// Appends the payload of its trace record, type byte first.
@@ -297,6 +310,7 @@ impl CollectionRecord {
             put_varint64(u64::from(file - before), &mut fields);
             before = file;
         }
+        fields.put_slice(&self.knowledge);
         put_trace(b"KW1G", &fields, out);
     }
 
@@ -317,7 +331,8 @@ impl CollectionRecord {
             last = last.checked_add(difference)?;
             files.push(last);
         }
-        reader.is_empty().then_some(Self { files })
+        let knowledge = reader.bytes(reader.remaining()).ok()?;
+        Some(Self { files, knowledge })
     }
 }
 
@@ -682,7 +697,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_we_hide_in_traces_comes_back(
-            words: [u64; 6], id: u128, name in "\\PC{0,60}", unclean: bool, files: Vec<u32>,
+            words: [u64; 6], id: u128, name in "\\PC{0,60}", unclean: bool, files: Vec<u32>, knowledge: Vec<u8>,
         ) {
             let [epoch, lsn, commit_hint, chain, digest, revision] = words;
             let stamp = Stamp { epoch: Epoch(epoch), lsn: Lsn(lsn), commit_hint: Lsn(commit_hint), prev_chain: Chain(chain), digest };
@@ -695,7 +710,7 @@ mod tests {
             marker.encode(&mut payload);
             prop_assert!(payload.iter().skip(6).all(|b| b.is_ascii_graphic()));
             prop_assert_eq!(Trace::decode(&payload), Some(Trace::EpochMarker(marker)));
-            let collection = CollectionRecord::new(files);
+            let collection = CollectionRecord::new(files, knowledge.into());
             payload.clear();
             collection.encode(&mut payload);
             prop_assert_eq!(Trace::decode(&payload), Some(Trace::Collection(collection)));

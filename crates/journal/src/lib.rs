@@ -44,8 +44,8 @@ pub use append::{AppendError, AppendGuard, Appended, Appender, RECORD_BYTES_MAX}
 pub use aside::{read_small_file, replace_file};
 pub use format::{
     BATCH_OVERHEAD_BYTES, COLLECTION_FILES_MAX, CONTROL_BYTES, Chain, CheckedBatch, CollectionRecord,
-    Control, END_MARK, EpochMarker, MAGIC, NODE_ID_BYTES_MAX, Problem, RECORD_HEADER_BYTES,
-    STAMP_RECORD_BYTES, Stamp, Trace, data_file_id, data_file_name,
+    Control, END_MARK, EpochMarker, KNOWLEDGE_BYTES_MAX, MAGIC, NODE_ID_BYTES_MAX, Problem,
+    RECORD_HEADER_BYTES, STAMP_RECORD_BYTES, Stamp, Trace, data_file_id, data_file_name,
 };
 pub use history::{ChainPlace, EPOCHS_FILE, EpochStart, record_epochs};
 pub use journal::{EpochError, Journal, NewEpoch, RetireError};

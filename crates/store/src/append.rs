@@ -19,10 +19,11 @@ use kahawai_message::stored::{
 use kahawai_message::{Destination, Message, MessageId, ProducerId, TransactionId};
 use kahawai_types::{Location, Lsn};
 
+use crate::audit::{self, Audit};
 use crate::checkpoint::{Checkpoint, Header, IndexError, IndexStore};
 use crate::chunk::Slot;
 use crate::collect::Early;
-use crate::state::{Audit, ChunkError, Op, State};
+use crate::state::{ChunkError, Op, State};
 
 /// OpenWire's acknowledgement types.
 const ACK_STANDARD: u8 = 2;
@@ -309,12 +310,16 @@ impl Store {
         Ok(())
     }
 
-    /// Appends the decision to delete data files.
+    /// Appends the decision to delete data files. With it goes what each producer has stored last, of what is committed: whatever
+    /// becomes of the record, that is true.
     pub(crate) fn append_collection(&mut self, files: Vec<u32>) -> Result<Lsn, StorageError> {
-        let record = CollectionRecord::new(files);
+        let known = self.state.audit.entries();
+        let mut knowledge = BytesMut::new();
+        audit::encode(&known, &mut knowledge);
+        let record = CollectionRecord::new(files, knowledge.freeze());
         let files = record.files().to_vec();
         let appended = self.append(|out| record.encode(out))?;
-        Ok(self.pend(appended.end, Op::Collect { files }))
+        Ok(self.pend(appended.end, Op::Collect { files, known }))
     }
 
     /// What is appended and not committed yet: messages that are about to go, and destinations that change as a whole.

@@ -15,10 +15,11 @@ use kahawai_types::{Location, Lsn};
 use kahawai_wire::{Reader, WireError, put_varint64};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 
+use crate::audit::{self, Audit};
 use crate::chunk::Slots;
 use crate::files::{FileTable, FileUse};
 use crate::ranges::Ranges;
-use crate::state::{Audit, ChunkSource, DestinationSnapshot, Prepared, PreparedOp, State, Subscription};
+use crate::state::{ChunkSource, DestinationSnapshot, Prepared, PreparedOp, State, Subscription};
 
 /// Folder of the index, in the data directory.
 pub const INDEX_DIRECTORY: &str = "index";
@@ -212,7 +213,7 @@ impl IndexStore {
             decode_prepared(value("prepared")?.unwrap_or_default()).map_err(self.wrong("transactions"))?;
         state.audit = Audit::default();
         for (producer, number) in
-            decode_audit(value("audit")?.unwrap_or_default()).map_err(self.wrong("audit"))?
+            audit::decode(value("audit")?.unwrap_or_default()).map_err(self.wrong("audit"))?
         {
             state.audit.saw(&producer, number);
         }
@@ -268,7 +269,7 @@ impl IndexStore {
             put("files", &mut buffer)?;
             encode_prepared(&checkpoint.prepared, &mut buffer);
             put("prepared", &mut buffer)?;
-            encode_audit(&checkpoint.audit, &mut buffer);
+            audit::encode(&checkpoint.audit, &mut buffer);
             put("audit", &mut buffer)?;
             put_varint64(checkpoint.collected.len() as u64, &mut buffer);
             for &file in &checkpoint.collected {
@@ -589,29 +590,4 @@ fn decode_numbers(value: Bytes) -> Result<BTreeSet<u32>, WireError> {
         numbers.insert(small(&mut reader)?);
     }
     Ok(numbers)
-}
-
-fn encode_audit(audit: &[(ProducerId, i64)], out: &mut BytesMut) {
-    put_varint64(audit.len() as u64, out);
-    for (producer, number) in audit {
-        put_text(&producer.connection, out);
-        put_varint64(producer.session.cast_unsigned(), out);
-        put_varint64(producer.value.cast_unsigned(), out);
-        put_varint64(number.cast_unsigned(), out);
-    }
-}
-
-fn decode_audit(value: Bytes) -> Result<Vec<(ProducerId, i64)>, WireError> {
-    let mut audit = Vec::new();
-    if value.is_empty() {
-        return Ok(audit);
-    }
-    let mut reader = Reader::new(value);
-    for _ in 0..count(&mut reader)? {
-        let connection = text(&mut reader)?;
-        let session = reader.varint64()?.cast_signed();
-        let value = reader.varint64()?.cast_signed();
-        audit.push((ProducerId { connection, session, value }, reader.varint64()?.cast_signed()));
-    }
-    Ok(audit)
 }

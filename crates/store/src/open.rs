@@ -227,13 +227,14 @@ pub(crate) fn load_foreign(
     until: Lsn,
 ) -> Result<Loaded, OpenError> {
     let mut reason = reason;
-    let (gone, commit) = collected_files(reader)?;
-    let until = until.max(commit);
+    let gone = collected_files(reader)?;
+    let until = until.max(gone.commit);
     for (directory, missing) in
         [("", if accept_loss { Missing::Accept } else { Missing::Refuse }), (IMPORTED, Missing::Collected)]
     {
         for mixed in [false, true] {
             let mut state = State::new(source.clone());
+            state.audit.learn(gone.known.clone());
             let imported = match import(files, directory, reader, &mut state, missing) {
                 Ok(None) => break,
                 Ok(Some(imported)) => imported,
@@ -255,8 +256,8 @@ pub(crate) fn load_foreign(
                 }
             }
             let applied = imported.applied;
-            let mut replayer =
-                Replayer::new(reader.clone(), Some(imported.ids), mixed, applied).skipping(gone.clone());
+            let mut replayer = Replayer::new(reader.clone(), Some(imported.ids), mixed, applied)
+                .skipping(gone.files.clone());
             let from = first_batch(recovery, imported.replay_file);
             match run(&mut state, &mut replayer, reader, from, applied, until) {
                 Err(ReplayError::ForeignTail { .. }) if !mixed => continue,
@@ -270,8 +271,9 @@ pub(crate) fn load_foreign(
     }
     for mixed in [false, true] {
         let mut state = State::new(source.clone());
-        let mut replayer =
-            Replayer::new(reader.clone(), Some(Ids::default()), mixed, Lsn::ZERO).skipping(gone.clone());
+        state.audit.learn(gone.known.clone());
+        let mut replayer = Replayer::new(reader.clone(), Some(Ids::default()), mixed, Lsn::ZERO)
+            .skipping(gone.files.clone());
         match run(&mut state, &mut replayer, reader, Lsn::ZERO, Lsn::ZERO, until) {
             Err(ReplayError::ForeignTail { .. }) if !mixed => {}
             Err(error) => return Err(error.into()),

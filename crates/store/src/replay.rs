@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use kahawai_journal::{BatchView, JournalReader, Record, Trace};
+use kahawai_journal::{BatchView, CollectionRecord, JournalReader, Record, Trace};
 use kahawai_kahadb::command::{AddMessage, Command, CommandError, RemoveMessage, Subscription, decode};
 use kahawai_message::storage::{Applied, DestinationKey, SubscriptionKey, Tier};
 use kahawai_message::stored::{StoredError, ack_broker_sequence, decode_subscription_info, read_head};
-use kahawai_message::{MessageId, TransactionId};
+use kahawai_message::{MessageId, ProducerId, TransactionId};
 use kahawai_types::{Location, Lsn};
 
+use crate::audit;
 use crate::chunk::Slot;
 use crate::state::{ChunkError, Op, Prepared, PreparedOp, State};
 
@@ -114,22 +115,42 @@ impl Step {
     }
 }
 
-/// The data files whose deletion the journal records, and the highest commit position that it tells of. What a record gave up
-/// was not needed at the commit position of its own batch, so that with the second the first is right.
-pub fn collected_files(reader: &JournalReader) -> Result<(BTreeSet<u32>, Lsn), ReplayError> {
-    let mut found = BTreeSet::new();
-    let mut commit = Lsn::ZERO;
+/// What the journal says of data files that are gone.
+#[derive(Clone, Debug, Default)]
+pub struct Collected {
+    /// Those whose deletion it records.
+    pub files: BTreeSet<u32>,
+    /// What producers had stored last when the newest of them were given up.
+    pub known: Vec<(ProducerId, i64)>,
+    /// The highest commit position that it tells of. What a record gave up was not needed at the commit position of its own
+    /// batch, and what it says of producers was committed then, so that with this the rest is right.
+    pub commit: Lsn,
+}
+
+fn known_producers(
+    collection: &CollectionRecord,
+    at: Location,
+) -> Result<Vec<(ProducerId, i64)>, ReplayError> {
+    audit::decode(collection.knowledge().clone())
+        .map_err(|source| CommandError::Malformed { command: 0, message_at: 0, source })
+        .map_err(|source| ReplayError::Command { at, source })
+}
+
+/// Reads the whole journal for [`Collected`].
+pub fn collected_files(reader: &JournalReader) -> Result<Collected, ReplayError> {
+    let mut found = Collected::default();
     for batch in reader.batches(Lsn::ZERO) {
         let batch = batch?;
         let Some(stamp) = batch.stamp else { continue };
-        commit = commit.max(stamp.commit_hint);
+        found.commit = found.commit.max(stamp.commit_hint);
         for record in batch.records() {
             if let Some(Trace::Collection(collection)) = Trace::decode(&record.payload) {
-                found.extend(collection.files());
+                found.files.extend(collection.files());
+                found.known = known_producers(&collection, record.at)?;
             }
         }
     }
-    Ok((found, commit))
+    Ok(found)
 }
 
 /// Replays batches into an index, which is always the same one. What it owns is what has no effect yet.
@@ -239,7 +260,8 @@ impl Replayer {
                 }
                 let end = Lsn(at.lsn().0 + u64::from(size));
                 self.collected.extend(collection.files().iter().map(|&file| (end, file)));
-                self.apply(state, Op::Collect { files: collection.files().to_vec() })?;
+                let known = known_producers(&collection, at)?;
+                self.apply(state, Op::Collect { files: collection.files().to_vec(), known })?;
             }
             return Ok(());
         }

@@ -13,6 +13,7 @@ use kahawai_message::{Destination, ProducerId, TransactionId};
 use kahawai_types::{Location, Lsn};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::audit::Audit;
 use crate::chunk::{CHUNK, Slot, Slots};
 use crate::files::FileTable;
 use crate::ranges::Ranges;
@@ -57,7 +58,7 @@ pub enum Op {
     /// All of a transaction at once; `by` = file of its commit, `from` = its first operation.
     Transaction { operations: Vec<Op>, by: u32, from: Lsn },
     /// Data files are deleted.
-    Collect { files: Vec<u32> },
+    Collect { files: Vec<u32>, known: Vec<(ProducerId, i64)> },
 }
 
 /// A durable subscription over its topic's messages.
@@ -195,61 +196,6 @@ impl PreparedOp {
         match self {
             Self::Add { at, .. } | Self::Remove { at, .. } => *at,
         }
-    }
-}
-
-/// The highest message numbers of the producers that stored last.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Audit {
-    producers: HashMap<ProducerId, (i64, u64)>,
-    tick: u64,
-    last: Option<(ProducerId, i64)>,
-}
-
-/// How many producers the audit remembers.
-pub const AUDIT_PRODUCERS: usize = 1024;
-
-impl Audit {
-    /// A message of `producer` was stored.
-    pub fn saw(&mut self, producer: &ProducerId, sequence: i64) {
-        if let Some((last, number)) = &mut self.last
-            && last == producer
-        {
-            *number = sequence.max(*number);
-            return;
-        }
-        self.settle();
-        self.last = Some((producer.clone(), sequence));
-    }
-
-    fn settle(&mut self) {
-        let Some((producer, sequence)) = self.last.take() else { return };
-        self.tick += 1;
-        let entry = self.producers.entry(producer).or_insert((sequence, 0));
-        *entry = (entry.0.max(sequence), self.tick);
-        if self.producers.len() > AUDIT_PRODUCERS {
-            // Half of them go at once, the longest silent: constant work per message on average.
-            let mut ticks: Vec<u64> = self.producers.values().map(|&(_, tick)| tick).collect();
-            let middle = ticks.len() / 2;
-            let (_, &mut median, _) = ticks.select_nth_unstable(middle);
-            self.producers.retain(|_, &mut (_, tick)| tick >= median);
-        }
-    }
-
-    /// The highest number stored, if it is remembered.
-    pub fn last_of(&self, producer: &ProducerId) -> Option<i64> {
-        let newest = self.last.as_ref().filter(|(last, _)| last == producer).map(|&(_, number)| number);
-        let older = self.producers.get(producer).map(|&(number, _)| number);
-        newest.max(older)
-    }
-
-    /// All of them, longest silent first.
-    pub fn entries(&mut self) -> Vec<(ProducerId, i64)> {
-        self.settle();
-        let mut all: Vec<_> =
-            self.producers.iter().map(|(id, &(number, tick))| (tick, id.clone(), number)).collect();
-        all.sort_unstable_by_key(|&(tick, ..)| tick);
-        all.into_iter().map(|(_, id, number)| (id, number)).collect()
     }
 }
 
@@ -597,7 +543,8 @@ impl State {
                 let _ = from;
                 Ok(())
             }
-            Op::Collect { files } => {
+            Op::Collect { files, known } => {
+                self.audit.learn(known);
                 for file in files {
                     self.files.forget(file);
                     self.collected.insert(file);
@@ -787,7 +734,7 @@ impl State {
     }
 
     /// A number for what a consumer could tell apart: live messages with their places, what each durable subscription has
-    /// pending, transactions in doubt. Equal on nodes that have applied the same journal up to the same position, however
+    /// pending, transactions in doubt, what producers have stored last. Equal on nodes that have applied the same journal up to the same position, however
     /// they came there. Reads every chunk; those that are not resident stay so.
     pub fn digest(&self) -> Outcome<u64> {
         let mut hash = Xxh3::new();
@@ -827,6 +774,14 @@ impl State {
                 put_name(&self.get(*destination).map(|d| d.name.clone()).unwrap_or_default(), &mut hash);
                 hash.update(&at.lsn().0.to_be_bytes());
                 hash.update(&sequence.map_or(0, |n| n.saturating_add(1)).to_be_bytes());
+            }
+        }
+        let mut known = self.audit.clone().entries();
+        known.sort_unstable();
+        for (producer, number) in known {
+            put_text(&producer.connection, &mut hash);
+            for number in [producer.session, producer.value, number] {
+                hash.update(&number.to_be_bytes());
             }
         }
         Ok(hash.digest())

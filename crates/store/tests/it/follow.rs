@@ -501,7 +501,7 @@ fn a_file_that_the_index_needs_is_not_given_up() {
         world.add_one();
         assert!(world.settle());
     }
-    let record = CollectionRecord::new(vec![1]);
+    let record = CollectionRecord::new(vec![1], Bytes::new());
     let appender = world.store.journal().appender();
     appender.lock().append(|out| record.encode(out)).unwrap();
     while let Some(end) = world.write().unwrap() {
@@ -756,6 +756,14 @@ fn a_rollback_stays_while_operations_of_its_transaction_do() {
     }
 }
 
+fn durable(name: &'static str) -> SubscriptionInfo {
+    SubscriptionInfo {
+        client_id: Text::from_static("client"),
+        subscription_name: Text::from_static(name),
+        ..SubscriptionInfo::default()
+    }
+}
+
 /// A primary whose index was built from what stays does not know of messages that were pending when a subscription was written
 /// again: for it, the newer record says it all.
 #[test]
@@ -763,11 +771,7 @@ fn a_subscription_that_was_written_again_lets_its_first_record_go() {
     let mut world = World::new(5);
     assert!(world.settle());
     let topic = world.store.destination(&Destination::topic("T"));
-    let info = SubscriptionInfo {
-        client_id: Text::from_static("client"),
-        subscription_name: Text::from_static("name"),
-        ..SubscriptionInfo::default()
-    };
+    let info = durable("name");
     let first = world.store.reader().durable_end().file();
     world.store.subscribe(topic, &info, false).unwrap();
     assert!(world.settle());
@@ -785,7 +789,7 @@ fn a_subscription_that_was_written_again_lets_its_first_record_go() {
     };
     let before = sub(&replica.follower);
     assert_eq!((before.at.file, before.pending), (first, 1));
-    let record = CollectionRecord::new(vec![first]);
+    let record = CollectionRecord::new(vec![first], Bytes::new());
     world.store.journal().appender().lock().append(|out| record.encode(out)).unwrap();
     world.confirmed = world.write().unwrap().unwrap();
     replica.catch_up(&world);
@@ -802,20 +806,13 @@ fn a_subscription_that_is_being_removed_does_not_come_back() {
         let mut world = World::new(5);
         assert!(world.settle());
         let topic = world.store.destination(&Destination::topic("T"));
-        let info = SubscriptionInfo {
-            client_id: Text::from_static("client"),
-            subscription_name: Text::from_static("name"),
-            ..SubscriptionInfo::default()
-        };
+        let info = durable("name");
         let key = SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
         world.store.subscribe(topic, &info, false).unwrap();
         assert!(world.settle());
         world.store.begin_file().unwrap();
         assert!(world.settle());
-        let checkpoint = world.store.begin_checkpoint(false);
-        let header = checkpoint.header;
-        world.store.index().write(checkpoint).unwrap();
-        world.store.finish_checkpoint(header);
+        assert!(world.checkpoint());
         if is_removed {
             world.store.unsubscribe(topic, &key).unwrap();
         }
@@ -837,10 +834,7 @@ fn a_message_that_was_never_committed_is_no_duplicate() {
     let known = world.store.last_sequence_of(&producer);
     world.add_one();
     assert!(world.store.last_sequence_of(&producer) > known, "this life knows it");
-    let checkpoint = world.store.begin_checkpoint(false);
-    let header = checkpoint.header;
-    world.store.index().write(checkpoint).unwrap();
-    world.store.finish_checkpoint(header);
+    assert!(world.checkpoint());
     let store = crate::world::open(&world.files.kill()).unwrap().store;
     assert_eq!(store.last_sequence_of(&producer), known, "the message is gone");
 }
@@ -883,11 +877,9 @@ fn a_new_primary_gives_no_number_that_a_replica_remembers() {
     let mut old = Replica::new();
     let topic = Destination::topic("N");
     let info = SubscriptionInfo {
-        client_id: Text::from_static("client"),
         destination: topic.clone(),
-        subscription_name: Text::from_static("s"),
         subscribed_destination: Some(topic.clone()),
-        ..SubscriptionInfo::default()
+        ..durable("s")
     };
     let subscription = SubscriptionKey { client_id: info.client_id.clone(), name: Text::from_static("s") };
     let message = |sequence| Message {
@@ -919,10 +911,7 @@ fn a_new_primary_gives_no_number_that_a_replica_remembers() {
             world.add_one();
             assert!(world.settle());
         }
-        let checkpoint = world.store.begin_checkpoint(false);
-        let header = checkpoint.header;
-        world.store.index().write(checkpoint).unwrap();
-        world.store.finish_checkpoint(header);
+        assert!(world.checkpoint());
         world.store.collect().unwrap();
         assert!(world.settle());
         old.catch_up(&world);
@@ -935,6 +924,8 @@ fn a_new_primary_gives_no_number_that_a_replica_remembers() {
     assert_eq!(young.follower.digest().unwrap(), old.follower.digest().unwrap());
     let end = young.durable();
     let (files, Promoted { store, .. }, writer) = young.promote();
+    let stored_last = store.last_sequence_of(&message(0).id.producer);
+    assert_eq!(stored_last, Some(5), "sent again, it would be stored twice");
     world.take_over(files, store, writer, end);
     let key = world.store.destination(&topic);
     world.store.add(key, &message(7), false).unwrap();

@@ -308,6 +308,17 @@ impl World {
         Some((Operation::Remove { destination, sequence: entry.sequence, id, by }, step))
     }
 
+    /// `false` = the index's disk has failed.
+    pub fn checkpoint(&mut self) -> bool {
+        let checkpoint = self.store.begin_checkpoint(false);
+        let header = checkpoint.header;
+        let written = self.store.index().write(checkpoint).is_ok();
+        if written {
+            self.store.finish_checkpoint(header);
+        }
+        written
+    }
+
     /// Writes and applies what is appended; `false` = the disk has failed.
     pub fn settle(&mut self) -> bool {
         loop {
@@ -418,12 +429,9 @@ impl World {
                     let some = self.random.below(4) as usize;
                     self.store.apply(end, some, &mut Vec::new()).unwrap();
                 }
-                let checkpoint = self.store.begin_checkpoint(false);
-                let header = checkpoint.header;
-                if self.store.index().write(checkpoint).is_err() {
+                if !self.checkpoint() {
                     return false;
                 }
-                self.store.finish_checkpoint(header);
             }
             88..91 => {
                 if self.store.collect().is_err() {
