@@ -3,13 +3,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kahawai_types::Millis;
 use rustix::fs::{Advice, OFlags, fadvise};
 
 use crate::lock::{FileLock, refuse_if_locked_here};
-use crate::{File, Files, Lock, OpenMode, check_name};
+use crate::{File, Files, Lock, OpenMode, PAGE_BYTES, check_name};
 
 /// A data directory on disk.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl Files for DiskFiles {
                 format!("{} is a directory", path.display()),
             ));
         }
-        Ok(Arc::new(DiskFile(file)))
+        Ok(Arc::new(DiskFile { file, direct: OnceLock::new() }))
     }
 
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
@@ -141,8 +141,6 @@ impl Files for DiskFiles {
     }
 }
 
-/// What writes past the cache have to be aligned to, in memory and in the file; enough for all common devices.
-const DIRECT_ALIGNMENT: usize = 4096;
 /// How much one such write carries.
 const DIRECT_STEP: usize = 1 << 20;
 
@@ -153,9 +151,22 @@ struct Zeros([u8; DIRECT_STEP]);
 static ZEROS: Zeros = Zeros([0; DIRECT_STEP]);
 
 #[derive(Debug)]
-struct DiskFile(fs::File);
+struct DiskFile {
+    file: fs::File,
+    /// Another handle of the same file: whether a handle goes past the cache is its own property. `None` = that is refused.
+    direct: OnceLock<Option<fs::File>>,
+}
 
 impl DiskFile {
+    fn direct(&self) -> Option<&fs::File> {
+        let open = || {
+            let mut options = OpenOptions::new();
+            options.write(true).custom_flags(OFlags::DIRECT.bits().cast_signed());
+            options.open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).ok()
+        };
+        self.direct.get_or_init(open).as_ref()
+    }
+
     fn write_zeros_through_the_cache(&self, offset: u64, len: u64) -> io::Result<bool> {
         let mut at = offset;
         let end = offset.saturating_add(len);
@@ -170,39 +181,34 @@ impl DiskFile {
 
 impl File for DiskFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        self.file.read_at(buf, offset)
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        self.0.sync_all()
+        self.file.sync_all()
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<bool> {
-        if !offset.is_multiple_of(DIRECT_ALIGNMENT as u64) || !len.is_multiple_of(DIRECT_ALIGNMENT as u64) {
+        if !offset.is_multiple_of(PAGE_BYTES as u64) || !len.is_multiple_of(PAGE_BYTES as u64) {
             return self.write_zeros_through_the_cache(offset, len);
         }
-        // Another handle of the same file: whether a handle goes past the cache is its own property.
-        let direct = OpenOptions::new()
-            .write(true)
-            .custom_flags(OFlags::DIRECT.bits().cast_signed())
-            .open(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
-        let Ok(direct) = direct else {
+        let Some(direct) = self.direct() else {
             return self.write_zeros_through_the_cache(offset, len);
         };
         let mut at = offset;
@@ -221,8 +227,18 @@ impl File for DiskFile {
         Ok(true)
     }
 
+    fn write_pages_at(&self, pages: &[u8], offset: u64) -> io::Result<bool> {
+        let Some(direct) = self.direct() else { return Ok(false) };
+        match direct.write_all_at(pages, offset) {
+            Ok(()) => Ok(true),
+            // The file system has its own mind about what may go past the cache.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn drop_cache(&self) -> io::Result<()> {
-        Ok(fadvise(&self.0, 0, None, Advice::DontNeed)?)
+        Ok(fadvise(&self.file, 0, None, Advice::DontNeed)?)
     }
 }
 
@@ -264,6 +280,28 @@ mod tests {
         files.remove("d/y").unwrap();
         assert!(!files.exists("d/y").unwrap());
         assert_eq!(read_full_at(&*file, &mut buf, 0).unwrap(), 8, "an open file outlives its name");
+    }
+
+    #[test]
+    fn pages_go_past_the_cache_or_not_at_all() {
+        let (_keep, files) = directory();
+        let file = files.open("x", OpenMode::CreateNew).unwrap();
+        let mut memory = crate::PageBuffer::default();
+        let pages = memory.front(3 * PAGE_BYTES);
+        pages.fill(7);
+        assert_eq!(pages.as_ptr().align_offset(PAGE_BYTES), 0);
+        let can = file.write_pages_at(pages, PAGE_BYTES as u64).unwrap();
+        file.sync_data().unwrap();
+        let mut found = vec![1; 5 * PAGE_BYTES];
+        let read = read_full_at(&*file, &mut found, 0).unwrap();
+        assert_eq!(read, if can { 4 * PAGE_BYTES } else { 0 });
+        assert!(
+            !can || (found[..PAGE_BYTES].iter().all(|b| *b == 0)
+                && found[PAGE_BYTES..read].iter().all(|b| *b == 7))
+        );
+        file.write_pages_at(&memory.front(3 * PAGE_BYTES)[1..PAGE_BYTES], 0).expect("refused, not failed");
+        memory.shrink(PAGE_BYTES);
+        assert!(memory.front(PAGE_BYTES).iter().all(|b| *b == 0), "it was given back");
     }
 
     #[test]

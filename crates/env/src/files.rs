@@ -38,9 +38,46 @@ pub trait File: Send + Sync + Debug {
         }
         Ok(false)
     }
+    /// Writes whole pages (`offset` and length are multiples of [`PAGE_BYTES`], the bytes come out of a [`PageBuffer`]) past
+    /// the cache, which forgets what it has of them. To be made durable with a flush like any write, and it fails like any write.
+    /// `false` = that cannot be done here; any part may have been written, and [`File::write_at`] has to write it all.
+    fn write_pages_at(&self, pages: &[u8], offset: u64) -> io::Result<bool> {
+        self.write_at(pages, offset).map(|()| true)
+    }
     /// No bytes at all?
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+}
+
+/// What writes past the cache have to be aligned to, in memory and in the file; enough for all common devices.
+pub const PAGE_BYTES: usize = 4096;
+
+/// Memory for [`File::write_pages_at`]: begins where a page begins, and is used again.
+#[derive(Debug, Default)]
+pub struct PageBuffer {
+    memory: Vec<u8>,
+    from: usize,
+}
+
+impl PageBuffer {
+    /// The first `bytes` of it; what they hold is left over from before.
+    pub fn front(&mut self, bytes: usize) -> &mut [u8] {
+        if self.memory.len() < self.from + bytes {
+            self.memory = vec![0; bytes + PAGE_BYTES];
+            // Cannot be told only where nothing is ever executed; a wrong place is refused by the file, not dangerous.
+            self.from = Some(self.memory.as_ptr().align_offset(PAGE_BYTES))
+                .filter(|&at| at < PAGE_BYTES)
+                .unwrap_or(0);
+        }
+        self.memory.get_mut(self.from..self.from + bytes).unwrap_or_default()
+    }
+
+    /// Gives memory back if it is more than this.
+    pub fn shrink(&mut self, bytes_max: usize) {
+        if self.memory.len() > bytes_max + PAGE_BYTES {
+            *self = Self::default();
+        }
     }
 }
 

@@ -19,5 +19,7 @@ mod overlay;
 pub use clock::{Clock, SystemClock};
 pub use disk::DiskFiles;
 pub use entropy::{Entropy, OsEntropy};
-pub use files::{File, Files, Lock, OpenMode, check_name, read_exact_at, read_full_at};
+pub use files::{
+    File, Files, Lock, OpenMode, PAGE_BYTES, PageBuffer, check_name, read_exact_at, read_full_at,
+};
 pub use overlay::OverlayFiles;

@@ -50,8 +50,6 @@ pub const MAGIC: [u8; 16] = *b"\x00\x00\x00\x1c\x02WRITE BATCH";
 pub const END_MARK: [u8; 5] = *b"-qMa4";
 /// A stamp, with its record header.
 pub const STAMP_RECORD_BYTES: usize = 67;
-/// What the operating system reads and writes at once.
-pub(crate) const PAGE_BYTES: usize = 4096;
 /// What a batch of ours has before its first user record.
 pub const BATCH_OVERHEAD_BYTES: usize = CONTROL_BYTES + STAMP_RECORD_BYTES;
 /// No offset of upstream reaches this: its offsets are signed.

@@ -124,6 +124,7 @@ impl Journal {
         if node_id.0.len() > NODE_ID_BYTES_MAX {
             return Err(EpochError::NodeName { bytes: node_id.0.len() });
         }
+        self.shared.forget_reads();
         let mut core = self.shared.core();
         let last = core.last_epoch;
         if epoch <= last {

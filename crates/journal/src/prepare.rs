@@ -12,12 +12,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 
-use kahawai_env::{File, Files, OpenMode};
+use kahawai_env::{File, Files, OpenMode, PAGE_BYTES};
 use kahawai_types::Location;
 use tracing::warn;
 
 use crate::FailedStep;
-use crate::format::{END_MARK, PAGE_BYTES, data_file_name};
+use crate::format::{END_MARK, data_file_name};
 use crate::shared::{Shared, unpoison};
 use crate::stats::count;
 

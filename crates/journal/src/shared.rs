@@ -20,6 +20,8 @@ use crate::scan::Catalog;
 use crate::stats::Counters;
 use crate::{FailedStep, JournalFailed, JournalOptions};
 
+/// Who has read a file within this time is taken to go on.
+const READ_LATELY_US: u64 = 10_000_000;
 /// Data files that readers keep open.
 const HANDLES_MAX: usize = 64;
 
@@ -38,6 +40,8 @@ pub(crate) struct Shared {
     durable: AtomicU64,
     commit: AtomicU64,
     congested: AtomicBool,
+    /// When a file was read last, microseconds; 0 = never.
+    read_at_us: AtomicU64,
     pub(crate) counters: Counters,
 }
 
@@ -66,6 +70,7 @@ impl Shared {
             durable: AtomicU64::new(durable.0),
             commit: AtomicU64::new(0),
             congested: AtomicBool::new(false),
+            read_at_us: AtomicU64::new(0),
             counters: Counters::default(),
             options,
         }
@@ -179,7 +184,19 @@ impl Shared {
         self.opened(id).map(|(file, _)| file)
     }
 
+    /// Has a file been read lately? Then what is written now may well be read from the cache.
+    pub(crate) fn is_read(&self) -> bool {
+        let at = self.read_at_us.load(Ordering::Relaxed);
+        at > 0 && self.options.clock.boot_us().saturating_sub(at) < READ_LATELY_US
+    }
+
+    /// What was read to open the store does not count.
+    pub(crate) fn forget_reads(&self) {
+        self.read_at_us.store(0, Ordering::Relaxed);
+    }
+
     fn opened(&self, id: u32) -> io::Result<Opened> {
+        self.read_at_us.store(self.options.clock.boot_us().max(1), Ordering::Relaxed);
         if let Some(opened) = unpoison(self.handles.lock()).get(id) {
             return Ok(opened);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use kahawai_env::{File, OpenMode};
+use kahawai_env::{File, OpenMode, PAGE_BYTES, PageBuffer, read_full_at};
 use kahawai_types::{Epoch, Lsn};
 use tracing::debug;
 use xxhash_rust::xxh3::xxh3_64;
@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::append::{ClosedBatch, State};
 use crate::format::{
     BATCH_OVERHEAD_BYTES, CONTROL_BYTES, Chain, CheckedBatch, Control, END_MARK, EpochMarker,
-    FILE_BYTES_LIMIT, PAGE_BYTES, Problem, RECORD_HEADER_BYTES, Stamp, data_file_name,
+    FILE_BYTES_LIMIT, Problem, RECORD_HEADER_BYTES, Stamp, data_file_name,
 };
 use crate::scan::Links;
 use crate::shared::{Shared, unpoison};
@@ -21,6 +21,9 @@ use crate::stats::count;
 
 /// Of a copied journal so much stays in the page cache.
 const COPIED_CACHE_BYTES: u32 = 256 << 20;
+
+/// Kept of the memory for writes past the cache.
+const PAGES_BYTES_MAX: usize = 8 << 20;
 
 /// What the journal was doing when it failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,6 +134,46 @@ pub struct Writer {
     /// End of the last batch written.
     written: Lsn,
     file: Option<(u32, Arc<dyn File>)>,
+    pages: Pages,
+}
+
+/// Past the cache, whole pages are written. The one that the last batch ended in is written again with the next.
+#[derive(Debug, Default)]
+struct Pages {
+    buffer: PageBuffer,
+    /// That page, and where it begins.
+    last: Vec<u8>,
+    last_at: Option<Lsn>,
+}
+
+impl Pages {
+    /// Writes the image of the batch from `start` to `end`, which goes on to the end of the page; `false` if that cannot be done.
+    fn write(&mut self, file: &dyn File, start: Lsn, end: Lsn, image: &[u8]) -> io::Result<bool> {
+        let page_of = |lsn: Lsn| Lsn(lsn.0 - u64::from(lsn.offset()) % PAGE_BYTES as u64);
+        let first = page_of(start);
+        let before = (start.0 - first.0) as usize;
+        let pages = self.buffer.front(before + image.len());
+        let (begun, rest) = pages.split_at_mut(before);
+        if self.last_at.take_if(|at| *at == first).is_some() {
+            begun.copy_from_slice(self.last.get(..before).unwrap_or_default());
+        } else if read_full_at(file, begun, first.offset().into())? < before {
+            return Ok(false);
+        }
+        rest.copy_from_slice(image);
+        if !file.write_pages_at(pages, first.offset().into())? {
+            return Ok(false);
+        }
+        let last = page_of(end);
+        if let Some(page) =
+            pages.get((last.0 - first.0) as usize..).and_then(|pages| pages.first_chunk::<PAGE_BYTES>())
+        {
+            self.last.clear();
+            self.last.extend_from_slice(page);
+            self.last_at = Some(last);
+        }
+        self.buffer.shrink(PAGES_BYTES_MAX);
+        Ok(true)
+    }
 }
 
 impl Writer {
@@ -140,7 +183,7 @@ impl Writer {
         written: Lsn,
         file: Option<(u32, Arc<dyn File>)>,
     ) -> Self {
-        Self { shared, links, written, file }
+        Self { shared, links, written, file, pages: Pages::default() }
     }
 
     /// Waits until something is appended, and seals it. `None` once the journal is closed and everything is taken.
@@ -210,7 +253,7 @@ impl Writer {
                 || (batch.start.offset() == 0 && batch.start.file() > self.written.file()),
             "batches are written in the order they were sealed"
         );
-        self.write_image(batch.start, &batch.image)?;
+        self.write_sealed(&batch)?;
         self.flush(batch.start)?;
         let bytes = (batch.end.0 - batch.start.0) as usize;
         self.publish([(batch.start, batch.image, bytes)], batch.records);
@@ -290,8 +333,30 @@ impl Writer {
         self.shared.failed(at, step, Arc::new(error))
     }
 
+    /// Writes a batch of ours, past the cache unless somebody reads the files: who keeps up reads from memory.
+    fn write_sealed(&mut self, batch: &SealedBatch) -> Result<(), JournalFailed> {
+        let (start, image) = (batch.start, &batch.image);
+        self.open_file(start)?;
+        if let Some((_, file)) = &self.file
+            && !self.shared.is_read()
+            && self
+                .pages
+                .write(&**file, start, batch.end, image)
+                .map_err(|error| self.shared.failed(start, FailedStep::Write, Arc::new(error)))?
+        {
+            return Ok(());
+        }
+        self.pages.last_at = None;
+        self.write_part(start, image)
+    }
+
     /// Writes the front of a batch, into the file where it belongs.
     fn write_image(&mut self, at: Lsn, image: &[u8]) -> Result<(), JournalFailed> {
+        self.open_file(at)?;
+        self.write_part(at, image)
+    }
+
+    fn open_file(&mut self, at: Lsn) -> Result<(), JournalFailed> {
         let id = at.file();
         if self.file.as_ref().is_none_or(|(open, _)| *open != id) {
             match self.shared.next.take(&*self.shared.files, id) {
@@ -303,7 +368,7 @@ impl Writer {
                 Err(error) => return Err(self.fail(at, FailedStep::NewFile, error)),
             }
         }
-        self.write_part(at, image)
+        Ok(())
     }
 
     fn write_part(&self, at: Lsn, bytes: &[u8]) -> Result<(), JournalFailed> {

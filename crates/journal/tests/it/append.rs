@@ -2,12 +2,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{BufMut, Bytes};
-use kahawai_env::DiskFiles;
+use kahawai_env::{DiskFiles, Files, PAGE_BYTES};
 use kahawai_journal::{
     AppendError, BATCH_OVERHEAD_BYTES, EpochError, Journal, JournalOptions, KnownPositions, ReadError,
     RetireError, Trace,
 };
-use kahawai_testkit::{MemoryFiles, Random};
+use kahawai_testkit::{ManualClock, MemoryFiles, Random};
 use kahawai_types::{Epoch, Location, Lsn};
 
 use crate::model::{Life, Memory, commands, new_epoch, payload, small_files, walk};
@@ -328,4 +328,52 @@ fn threads_append_write_prepare_and_read_at_once_on_a_real_disk() {
     let (journal, recovery) = Journal::open(files, options, KnownPositions::default()).unwrap();
     assert!(recovery.cuts.is_empty());
     assert_eq!(commands(&walk(&journal).unwrap()).len(), all.len());
+}
+
+/// Past the cache or through it, in turns, from any place in a page to any other: the files hold the same.
+#[test]
+fn what_goes_past_the_cache_is_what_was_appended() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let disk: Arc<dyn Files> = Arc::new(DiskFiles::open(directory.path().join("db")).unwrap());
+    let memory: Arc<dyn Files> = Arc::new(MemoryFiles::new());
+    for files in [memory, disk] {
+        let clock = Arc::new(ManualClock::default());
+        let options = JournalOptions { recent_bytes_max: 0, clock: clock.clone(), ..small_files(64 << 10) };
+        let mut written: Vec<(Location, Bytes)> = Vec::new();
+        for life in 1..4 {
+            let (journal, recovery) =
+                Journal::open(Arc::clone(&files), options.clone(), KnownPositions::default()).unwrap();
+            let mut writer = journal.take_writer().unwrap();
+            let mut preparer = journal.take_preparer().unwrap();
+            let mut random = Random::new(life);
+            journal.begin_epoch(new_epoch(recovery.last_epoch.next())).unwrap();
+            let batch = writer.try_next(Lsn::ZERO).unwrap().unwrap();
+            writer.write(batch).unwrap();
+            for _ in 0..300 {
+                preparer.run_once().unwrap();
+                let begin = writer.written().offset() as usize + BATCH_OVERHEAD_BYTES + 5;
+                let place =
+                    [0, 1, PAGE_BYTES - 1, PAGE_BYTES - 3, PAGE_BYTES - 5, random.below(4096) as usize]
+                        [random.below(6) as usize];
+                let pages = begin + PAGE_BYTES * random.below(3) as usize;
+                let bytes = 1 + (pages + 1).next_multiple_of(PAGE_BYTES) + place - begin - 1;
+                let payload: Bytes = vec![1 + (written.len() % 250) as u8; bytes].into();
+                let at = journal.appender().lock().append(|out| out.put_slice(&payload)).unwrap().at;
+                let batch = writer.try_next(Lsn::ZERO).unwrap().unwrap();
+                writer.write(batch).unwrap();
+                written.push((at, payload));
+                if random.chance(12) {
+                    let (at, payload) = &written[random.below(written.len() as u64) as usize];
+                    let size = payload.len() as u32 + 5;
+                    assert_eq!(journal.reader().read(*at, size).unwrap(), payload, "at {at}");
+                }
+                clock.advance_ms(random.below(4000) as u32);
+            }
+            let found = commands(&walk(&journal).unwrap());
+            let found: Vec<_> = found.into_iter().map(|record| (record.at, record.payload)).collect();
+            assert!(found == written, "life {life}");
+            journal.close();
+            assert!(writer.next_batch(Lsn::ZERO).unwrap().is_none());
+        }
+    }
 }

@@ -25,6 +25,11 @@ pub(crate) fn look(ctx: &mut Ctx) {
     if let Some(before) = &ctx.oracle.record
         && ctx.oracle.rolled_back_to.is_some()
     {
+        if record == *before {
+            // Its writer, who had no answer, has put the very same record back: nothing is rolled back any more.
+            ctx.oracle.rolled_back_to = None;
+            return;
+        }
         if record.age() <= before.age() {
             // The newest one that was ever written counts until somebody puts it back.
             if ctx.oracle.rolled_back_to != revision {
