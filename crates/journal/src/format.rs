@@ -173,6 +173,11 @@ impl Stamp {
         bytes
     }
 
+    /// The stamp of a batch, control record first. `None` if it has none.
+    pub fn of_batch(batch: &[u8]) -> Option<Self> {
+        Self::decode(batch.get(CONTROL_BYTES + RECORD_HEADER_BYTES..CONTROL_BYTES + STAMP_RECORD_BYTES)?)
+    }
+
     /// Reads a record's payload, type byte first. `None` if it is no stamp.
     pub fn decode(payload: &[u8]) -> Option<Self> {
         let text = payload.strip_prefix(&STAMP_PREFIX)?;

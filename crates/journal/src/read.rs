@@ -138,6 +138,7 @@ impl JournalReader {
 
     pub(crate) fn read_file(&self, at: Location, buf: &mut [u8]) -> Result<usize, ReadError> {
         count(&self.shared.counters.reads_file, 1);
+        self.shared.note_read();
         let failed = |source| ReadError::Io { file: self.shared.describe(at.file), at, source };
         let file = self.shared.handle(at.file).map_err(failed)?;
         read_full_at(&*file, buf, at.offset.into()).map_err(failed)

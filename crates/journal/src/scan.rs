@@ -189,6 +189,12 @@ impl Links {
         self.sure = false;
     }
 
+    /// Counts a batch in that was checked before it was written.
+    fn follow_stamp(&mut self, stamp: &Stamp, payload_bytes: u32) {
+        let chain = stamp.prev_chain.after(stamp.epoch, stamp.lsn, payload_bytes, stamp.digest);
+        *self = Self::known(Some(chain), stamp.epoch, Some(false));
+    }
+
     /// Checks that `batch` continues what came before, and counts it in.
     pub(crate) fn follow(&mut self, batch: &CheckedBatch, at: Lsn) -> Result<(), Problem> {
         let mut before = self.chain;
@@ -220,6 +226,13 @@ pub(crate) trait Catalog: Send + Sync + std::fmt::Debug {
     fn describe(&self, id: u32) -> String;
     /// Nothing behind this may be read now.
     fn end(&self) -> Lsn;
+    /// The batch at `at`, or at the beginning of the next file if `at` is the end of one, if it is in memory. It was right when it
+    /// was written.
+    fn recent(&self, _at: Lsn) -> Option<(Lsn, Bytes)> {
+        None
+    }
+    /// Batches are read from a file.
+    fn note_read(&self) {}
 }
 
 /// The data files of a directory that nobody writes to.
@@ -304,9 +317,26 @@ impl Batches {
         ReadError::Io { file: self.catalog.describe(at.file()), at: at.location(), source }
     }
 
+    /// The next batch, if it is one of ours and in memory still.
+    fn from_memory(&mut self, end: Lsn) -> Option<BatchView> {
+        let (lsn, bytes) = self.catalog.recent(Self::position(self))?;
+        let stamp = Stamp::of_batch(&bytes)?;
+        let batch_end = Lsn(lsn.0 + bytes.len() as u64);
+        if batch_end > end {
+            return None;
+        }
+        self.links.follow_stamp(&stamp, (bytes.len() - CONTROL_BYTES) as u32);
+        self.scan = None;
+        self.next = batch_end;
+        Some(BatchView { lsn, stamp: Some(stamp), chain: self.links.chain, bytes })
+    }
+
     fn advance(&mut self) -> Result<Option<BatchView>, ReadError> {
         loop {
             let end = self.catalog.end();
+            if let Some(batch) = self.from_memory(end) {
+                return Ok(Some(batch));
+            }
             let Some(mut scan) = self.scan.take() else {
                 if self.next >= end {
                     return Ok(None);
@@ -329,6 +359,9 @@ impl Batches {
             let sealed = scan.id < end.file();
             let file_end = if sealed { scan.file.len() } else { Ok(end.offset().into()) };
             scan.end = file_end.map_err(|error| self.io_error(lsn, error))?.min(FILE_BYTES_LIMIT - 1);
+            if lsn < end {
+                self.catalog.note_read();
+            }
             match scan.step().map_err(|error| self.io_error(lsn, error))? {
                 Step::Bad(problem) => return Err(self.error(lsn, problem)),
                 Step::End(_) if !sealed => {

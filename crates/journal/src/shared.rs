@@ -190,13 +190,17 @@ impl Shared {
         at > 0 && self.options.clock.boot_us().saturating_sub(at) < READ_LATELY_US
     }
 
+    /// Records are read from a file.
+    pub(crate) fn note_read(&self) {
+        self.read_at_us.store(self.options.clock.boot_us().max(1), Ordering::Relaxed);
+    }
+
     /// What was read to open the store does not count.
     pub(crate) fn forget_reads(&self) {
         self.read_at_us.store(0, Ordering::Relaxed);
     }
 
     fn opened(&self, id: u32) -> io::Result<Opened> {
-        self.read_at_us.store(self.options.clock.boot_us().max(1), Ordering::Relaxed);
         if let Some(opened) = unpoison(self.handles.lock()).get(id) {
             return Ok(opened);
         }
@@ -208,6 +212,7 @@ impl Shared {
     /// Offset and length of the batch that has the byte at `at`, by the control records before it; `Err` where there is none.
     /// `from` is the beginning of a batch at or before it.
     pub(crate) fn batch_around(&self, at: Location, from: u32) -> io::Result<Result<(u32, usize), u32>> {
+        self.note_read();
         let (file, marks) = self.opened(at.file)?;
         let mut begin = unpoison(marks.lock()).before(at.offset).max(from);
         loop {
@@ -246,6 +251,17 @@ impl Catalog for Shared {
 
     fn end(&self) -> Lsn {
         self.durable()
+    }
+
+    fn recent(&self, at: Lsn) -> Option<(Lsn, Bytes)> {
+        let (start, bytes) = unpoison(self.recent.read()).next(at)?;
+        // Who is within a file that is deleted finishes it.
+        let is_there = start.file() == at.file() || unpoison(self.used.read()).contains(&start.file());
+        is_there.then_some((start, bytes))
+    }
+
+    fn note_read(&self) {
+        Self::note_read(self);
     }
 }
 
@@ -316,6 +332,22 @@ impl Recent {
             self.bytes -= old.len();
             evicted.push(old);
         }
+    }
+
+    /// The batch at `at`, or where the one that ends there was the last of its file, the first of the next.
+    fn next(&self, at: Lsn) -> Option<(Lsn, Bytes)> {
+        let batch = |index: usize| {
+            let (start, image) = self.batches.get(index)?;
+            let bytes = CONTROL_BYTES + Control::decode(image)?.payload_bytes as usize;
+            Some((*start, image.get(..bytes).map(|batch| image.slice_ref(batch))?))
+        };
+        let behind = self.batches.partition_point(|(start, _)| *start < at);
+        let (start, bytes) = batch(behind)?;
+        let follows = || {
+            let (before, bytes) = batch(behind.checked_sub(1)?)?;
+            Some(start.offset() == 0 && before.0 + bytes.len() as u64 == at.0)
+        };
+        (start == at || follows() == Some(true)).then_some((start, bytes))
     }
 
     /// `size` bytes from `at`, if they lie in one of the batches.

@@ -147,29 +147,39 @@ struct Pages {
 }
 
 impl Pages {
-    /// Writes the image of the batch from `start` to `end`, which goes on to the end of the page; `false` if that cannot be done.
-    fn write(&mut self, file: &dyn File, start: Lsn, end: Lsn, image: &[u8]) -> io::Result<bool> {
+    /// Writes batches that follow each other from `start` on, an end mark, and zeros to the end of the page; `false` if that cannot
+    /// be done.
+    fn write<'a>(
+        &mut self,
+        file: &dyn File,
+        start: Lsn,
+        batches: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> io::Result<bool> {
         let page_of = |lsn: Lsn| Lsn(lsn.0 - u64::from(lsn.offset()) % PAGE_BYTES as u64);
         let first = page_of(start);
         let before = (start.0 - first.0) as usize;
-        let pages = self.buffer.front(before + image.len());
-        let (begun, rest) = pages.split_at_mut(before);
+        let end = before + batches.clone().map(<[u8]>::len).sum::<usize>();
+        let pages = self.buffer.front((end + END_MARK.len()).next_multiple_of(PAGE_BYTES));
+        let (begun, mut rest) = pages.split_at_mut(before);
         if self.last_at.take_if(|at| *at == first).is_some() {
             begun.copy_from_slice(self.last.get(..before).unwrap_or_default());
         } else if read_full_at(file, begun, first.offset().into())? < before {
             return Ok(false);
         }
-        rest.copy_from_slice(image);
+        for part in batches.chain([&END_MARK[..]]) {
+            let (to, behind) = rest.split_at_mut(part.len());
+            to.copy_from_slice(part);
+            rest = behind;
+        }
+        rest.fill(0);
         if !file.write_pages_at(pages, first.offset().into())? {
             return Ok(false);
         }
-        let last = page_of(end);
-        if let Some(page) =
-            pages.get((last.0 - first.0) as usize..).and_then(|pages| pages.first_chunk::<PAGE_BYTES>())
-        {
+        let last = end - end % PAGE_BYTES;
+        if let Some(page) = pages.get(last..).and_then(|pages| pages.first_chunk::<PAGE_BYTES>()) {
             self.last.clear();
             self.last.extend_from_slice(page);
-            self.last_at = Some(last);
+            self.last_at = Some(Lsn(first.0 + last as u64));
         }
         self.buffer.shrink(PAGES_BYTES_MAX);
         Ok(true)
@@ -253,9 +263,13 @@ impl Writer {
                 || (batch.start.offset() == 0 && batch.start.file() > self.written.file()),
             "batches are written in the order they were sealed"
         );
-        self.write_sealed(&batch)?;
-        self.flush(batch.start)?;
+        self.open_file(batch.start)?;
         let bytes = (batch.end.0 - batch.start.0) as usize;
+        let written = batch.image.get(..bytes).unwrap_or_default();
+        if !self.write_pages(batch.start, std::iter::once(written))? {
+            self.write_part(batch.start, &batch.image)?;
+        }
+        self.flush(batch.start)?;
         self.publish([(batch.start, batch.image, bytes)], batch.records);
         Ok(batch.end)
     }
@@ -282,18 +296,20 @@ impl Writer {
             records += u64::from(batch.records) - u64::from(batch.stamp.is_some());
             end = Lsn(at.0 + bytes.len() as u64);
         }
-        for (index, (at, bytes)) in batches.iter().enumerate() {
-            let begins = self.file.as_ref().is_none_or(|(open, _)| *open != at.file());
-            self.write_image(*at, bytes)?;
-            if begins {
-                self.let_go_before(at.file());
+        // A file is begun only after the one before is flushed.
+        for run in batches.chunk_by(|(at, bytes), (next, _)| at.0 + bytes.len() as u64 == next.0) {
+            let Some((start, _)) = run.first() else { continue };
+            if self.open_file(*start)? {
+                self.let_go_before(start.file());
             }
-            let batch_end = Lsn(at.0 + bytes.len() as u64);
-            if batches.get(index + 1).is_none_or(|(next, _)| *next != batch_end) {
-                // The last of its file, as far as we know. A file is begun only after the one before is flushed.
-                self.write_part(batch_end, &END_MARK)?;
-                self.flush(*at)?;
+            if !self.write_pages(*start, run.iter().map(|(_, bytes)| &bytes[..]))? {
+                for (at, bytes) in run {
+                    self.write_part(*at, bytes)?;
+                }
+                let run_end = run.last().map_or(*start, |(at, bytes)| Lsn(at.0 + bytes.len() as u64));
+                self.write_part(run_end, &END_MARK)?;
             }
+            self.flush(*start)?;
         }
         self.links = links;
         let bytes = batches.iter().map(|(_, bytes)| bytes.len() as u64).sum();
@@ -333,42 +349,39 @@ impl Writer {
         self.shared.failed(at, step, Arc::new(error))
     }
 
-    /// Writes a batch of ours, past the cache unless somebody reads the files: who keeps up reads from memory.
-    fn write_sealed(&mut self, batch: &SealedBatch) -> Result<(), JournalFailed> {
-        let (start, image) = (batch.start, &batch.image);
-        self.open_file(start)?;
-        if let Some((_, file)) = &self.file
-            && !self.shared.is_read()
-            && self
-                .pages
-                .write(&**file, start, batch.end, image)
-                .map_err(|error| self.shared.failed(start, FailedStep::Write, Arc::new(error)))?
-        {
-            return Ok(());
+    /// Writes batches past the cache, unless somebody reads the files: who keeps up reads from memory. `false` = they have to go
+    /// through it.
+    fn write_pages<'a>(
+        &mut self,
+        start: Lsn,
+        batches: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Result<bool, JournalFailed> {
+        let Some((_, file)) = &self.file else { return Ok(false) };
+        let written =
+            if self.shared.is_read() { Ok(false) } else { self.pages.write(&**file, start, batches) };
+        let written =
+            written.map_err(|error| self.shared.failed(start, FailedStep::Write, Arc::new(error)))?;
+        if !written {
+            self.pages.last_at = None;
         }
-        self.pages.last_at = None;
-        self.write_part(start, image)
+        Ok(written)
     }
 
-    /// Writes the front of a batch, into the file where it belongs.
-    fn write_image(&mut self, at: Lsn, image: &[u8]) -> Result<(), JournalFailed> {
-        self.open_file(at)?;
-        self.write_part(at, image)
-    }
-
-    fn open_file(&mut self, at: Lsn) -> Result<(), JournalFailed> {
+    /// Makes the file where a batch belongs the one that is written to; `true` if it was not.
+    fn open_file(&mut self, at: Lsn) -> Result<bool, JournalFailed> {
         let id = at.file();
-        if self.file.as_ref().is_none_or(|(open, _)| *open != id) {
-            match self.shared.next.take(&*self.shared.files, id) {
-                Ok((file, in_a_hurry)) => {
-                    count(&self.shared.counters.files_made_in_a_hurry, in_a_hurry.into());
-                    self.file = Some((id, file));
-                    unpoison(self.shared.used.write()).insert(id);
-                }
-                Err(error) => return Err(self.fail(at, FailedStep::NewFile, error)),
-            }
+        if self.file.as_ref().is_some_and(|(open, _)| *open == id) {
+            return Ok(false);
         }
-        Ok(())
+        match self.shared.next.take(&*self.shared.files, id) {
+            Ok((file, in_a_hurry)) => {
+                count(&self.shared.counters.files_made_in_a_hurry, in_a_hurry.into());
+                self.file = Some((id, file));
+                unpoison(self.shared.used.write()).insert(id);
+                Ok(true)
+            }
+            Err(error) => Err(self.fail(at, FailedStep::NewFile, error)),
+        }
     }
 
     fn write_part(&self, at: Lsn, bytes: &[u8]) -> Result<(), JournalFailed> {

@@ -165,14 +165,22 @@ fn distrust(ctx: &mut Ctx, index: usize) {
     ctx.oracle.counts.faults += 1;
 }
 
-/// Bits change in a file that nobody writes to any more: there nothing but damage explains it. In the last one, a start may take
-/// them for what a crash has left, as the specification says.
+/// Bits change in a file that nobody writes to any more: there nothing but damage explains it. In the last one that holds anything, a
+/// start may take them for what a crash has left, as the specification says.
 fn rot(world: &mut World, index: usize) -> bool {
     let Some(node) = world.nodes.get(index) else { return false };
     let Ok(names) = node.disk.list("") else { return false };
     let mut ids: Vec<u32> = names.iter().filter_map(|name| kahawai_journal::data_file_id(name)).collect();
     ids.sort_unstable();
-    ids.pop();
+    let end = match node.process.as_ref().map(|process| &process.role) {
+        Some(Role::Leading(leading)) => leading.store.reader().durable_end(),
+        Some(Role::Following(following)) => following.follower.reader().durable_end(),
+        _ => return false,
+    };
+    ids.retain(|id| *id < end.file());
+    if ids.is_empty() {
+        return false;
+    }
     let random = &mut world.ctx.plan.random;
     let id = random.below(ids.len() as u64) as usize;
     let Some(name) = ids.get(id).map(|id| kahawai_journal::data_file_name(*id)) else { return false };

@@ -1,11 +1,12 @@
 //! What is done to a replica's store while nobody has it open: cutting the tail that its primary does not have, and putting in
 //! the data files that it lacks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kahawai_env::Files;
-use kahawai_journal::{Chain, InstallError, Installed, SealedFile, TruncateError, Truncated};
-use kahawai_types::Lsn;
+use kahawai_journal::{Chain, InstallError, Installed, SealedFile, TruncateError, Truncated, data_file_id};
+use kahawai_types::{Location, Lsn};
 
 use crate::checkpoint::{IndexError, IndexStore};
 use crate::open::known_positions;
@@ -50,7 +51,15 @@ pub fn truncate(
     if committed {
         IndexStore::discard(files)?;
     }
-    let truncated = kahawai_journal::truncate(files, to, expected_chain)?;
+    let io = |source| IndexError::Io { path: files.describe(""), source };
+    let ids: BTreeSet<u32> =
+        files.list("").map_err(io)?.into_iter().filter_map(|name| data_file_id(&name)).collect();
+    // The file with that place may be one of those that were deleted by what is lost: then what is behind it goes.
+    let behind = ids.range(to.file()..).next().filter(|&&behind| committed && behind > to.file());
+    let truncated = match behind {
+        Some(&behind) => kahawai_journal::truncate(files, Location::new(behind, 0).lsn(), None)?,
+        None => kahawai_journal::truncate(files, to, expected_chain)?,
+    };
     if committed {
         // After a crash in here it is like one that never knew more.
         kahawai_journal::install(files, &[])?;

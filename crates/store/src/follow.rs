@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use kahawai_env::{Entropy, Files};
-use kahawai_journal::{BatchView, EpochError, Journal, JournalReader, NewEpoch, Preparer, Records, Writer};
+use kahawai_journal::{
+    BatchView, EpochError, Journal, JournalReader, NewEpoch, Preparer, ReadError, Records, Writer,
+};
 use kahawai_message::TransactionId;
 use kahawai_message::storage::StorageError;
 use kahawai_types::{Epoch, Lsn};
@@ -11,6 +13,7 @@ use kahawai_types::{Epoch, Lsn};
 use crate::append::{RESIDENT_BYTES_MAX, Store, bytes_between};
 use crate::checkpoint::{Checkpoint, Header, IndexStore};
 use crate::collect::Early;
+use crate::damage;
 use crate::identity::Identity;
 use crate::open::{Base, Following, Loaded, OpenError, OpenOptions, Report, Rest};
 use crate::replay::{ReplayError, Replayer};
@@ -60,6 +63,7 @@ pub enum PromoteError {
 /// Journal and index of a replica. Its index never holds anything that is not committed.
 #[derive(Debug)]
 pub struct Follower {
+    files: Arc<dyn Files>,
     state: State,
     journal: Journal,
     reader: JournalReader,
@@ -100,6 +104,7 @@ impl Follower {
         let records = replayer.records;
         let epoch: Epoch = recovery.last_epoch;
         let mut follower = Self {
+            files: Arc::clone(files),
             state,
             reader: journal.reader(),
             journal,
@@ -141,13 +146,21 @@ impl Follower {
     ///
     /// # Errors
     /// The journal or the index is damaged, or they disagree ([`ReplayError::Referenced`]): the store must be closed, and no
-    /// checkpoint written.
+    /// checkpoint written. What damage there is now, the next start does not take for the torn tail of a crash.
     pub fn apply(&mut self, commit: Lsn, records_max: usize) -> Result<bool, ReplayError> {
         self.commit = self.commit.max(commit);
         self.advance(self.commit, records_max)
     }
 
     fn advance(&mut self, to: Lsn, records_max: usize) -> Result<bool, ReplayError> {
+        let advanced = self.advance_records(to, records_max);
+        if let Err(ReplayError::Read(ReadError::Damaged { .. })) = advanced {
+            damage::note(&self.files, self.reader.durable_end());
+        }
+        advanced
+    }
+
+    fn advance_records(&mut self, to: Lsn, records_max: usize) -> Result<bool, ReplayError> {
         let mut left = records_max;
         loop {
             if let Some((batch, records)) = &mut self.begun {

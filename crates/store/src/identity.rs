@@ -349,7 +349,9 @@ impl Identity {
 
 /// An earlier process may have left in the cache alone what it could not flush: a promise that is read must be one that lasts.
 fn settle(files: &Arc<dyn Files>) -> io::Result<()> {
-    for name in [NODE_FILE, RECORD_FILE, crate::generation::FILE, kahawai_journal::EPOCHS_FILE] {
+    let small =
+        [NODE_FILE, RECORD_FILE, crate::generation::FILE, crate::damage::FILE, kahawai_journal::EPOCHS_FILE];
+    for name in small {
         if files.exists(name)? {
             let file = files.open(name, OpenMode::Write)?;
             file.sync_all()?;

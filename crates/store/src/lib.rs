@@ -12,7 +12,7 @@
 //!
 //! Reading order: [`chunk`], [`audit`] and [`state`] (the index), [`checkpoint`] (the index on disk), [`replay`], [`import`] (ActiveMQ's
 //! own index), [`open`], [`append`] (the broker's [`kahawai_message::storage::Storage`]), [`collect`], [`inspect`]; for
-//! replicas `follow` (a store that applies what its primary sends), `closed` (exchanging parts of a journal), `identity`,
+//! replicas `follow` (a store that applies what its primary sends), `closed` (exchanging parts of a journal), `identity`, `damage`,
 //! [`generation`].
 
 mod append;
@@ -21,6 +21,7 @@ pub mod checkpoint;
 pub mod chunk;
 mod closed;
 pub mod collect;
+mod damage;
 pub mod files;
 mod follow;
 pub mod generation;

@@ -334,7 +334,8 @@ pub fn known_positions(files: &Arc<dyn Files>) -> KnownPositions {
         IndexStore::open(&overlay).ok()?.load(&mut State::new(None)).ok()?
     };
     let applied = looked().map_or(Lsn::ZERO, |header| header.applied);
-    KnownPositions { commit: applied, durable: applied }
+    let flushed = crate::damage::flushed(files).unwrap_or_default();
+    KnownPositions { commit: applied, durable: applied.max(flushed) }
 }
 
 /// Refuses directories that hold something else than one message store.
@@ -422,7 +423,9 @@ impl Base {
             }
         };
         let applied = header.map_or(Lsn::ZERO, |header| header.applied);
-        let known = KnownPositions { commit: applied, durable: applied };
+        let io = |source| OpenError::Io { path: files.describe(crate::damage::FILE), source };
+        let flushed = crate::damage::flushed(files).map_err(io)?;
+        let known = KnownPositions { commit: applied, durable: applied.max(flushed) };
         let (journal, recovery) = Journal::open(Arc::clone(files), options.journal.clone(), known)?;
         // A member may have been given the files of ActiveMQ's that its primary began with, and nothing behind them yet.
         let given = following.is_some_and(|following| following.is_member) && recovery.last_epoch == Epoch(0);
@@ -474,6 +477,7 @@ impl Base {
                 load_foreign(files, &reader, &recovery, source, options.accept_loss, why, until)?
             }
         };
+        crate::damage::forget(files).map_err(io)?;
         Ok(Self { journal, recovery, index, loaded, header, rebuilt })
     }
 }

@@ -114,7 +114,7 @@ fn a_replica_that_was_behind_cuts_what_it_had_not_flushed() {
         let mut replica =
             Life::begin(&MemoryFiles::new(), small_files(64 << 10), KnownPositions::default()).unwrap();
         let durable = replica.writer.copy(&batches[..5]).unwrap();
-        replica.files.die_after(16);
+        replica.files.die_after(1);
         assert!(matches!(replica.writer.copy(&batches[5..]), Err(CopyError::Failed(_))));
         let files = replica.files.crash(seed);
         let known = KnownPositions { durable, commit: Lsn::ZERO };

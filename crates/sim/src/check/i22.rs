@@ -22,6 +22,8 @@ pub(crate) fn installed(ctx: &mut Ctx, index: usize, identity: &Identity, manife
             ));
         }
     }
-    ctx.oracle.installed.insert(key(index, identity), manifest.commit);
+    // A primary that has just begun may know less than what was committed, and have deleted files by that.
+    let until = manifest.commit.max(ctx.oracle.committed_end());
+    ctx.oracle.installed.insert(key(index, identity), until);
     ctx.oracle.held.entry(key(index, identity)).or_default().is_new = true;
 }

@@ -96,7 +96,7 @@ pub(crate) struct Oracle {
     pub(crate) committed: Vec<Batch>,
     /// In which reign each was.
     pub(crate) committed_in: Vec<Epoch>,
-    /// Files were installed: up to there the index lacks what was acknowledged later.
+    /// Files were installed: up to there the index lacks what was acknowledged later, and what files knew that are deleted.
     pub(crate) installed: BTreeMap<StoreKey, Lsn>,
     /// How much of it clients may have been told.
     pub(crate) confirmed: Lsn,

@@ -54,8 +54,12 @@ struct Replica {
 
 impl Replica {
     fn open(files: &MemoryFiles, known: Lsn) -> Result<Self, OpenError> {
+        Self::open_with(files, known, &replica_options())
+    }
+
+    fn open_with(files: &MemoryFiles, known: Lsn, options: &OpenOptions) -> Result<Self, OpenError> {
         let OpenedFollower { follower, writer, identity, report, .. } =
-            Follower::open(&directory(files), &OsEntropy, &replica_options(), known)?;
+            Follower::open(&directory(files), &OsEntropy, options, known)?;
         let hint = report.recovery.commit_hint;
         Ok(Self { files: files.clone(), follower, writer, identity, commit: known, hint })
     }
@@ -389,6 +393,19 @@ fn what_is_committed_is_not_cut_unless_an_operator_says_so() {
     assert_eq!(replica.follower.journal().files(), []);
     replica.catch_up(&world);
     assert_eq!(replica.follower.digest().unwrap(), world.store.digest().unwrap());
+}
+
+/// The place where a forced primary's journal parts from ours lies in a file that we have deleted, by what is lost now.
+#[test]
+fn who_has_deleted_the_place_of_a_cut_begins_again_as_well() {
+    let (world, mut replica) = beside(4711, 3000, |_, _| {});
+    replica.catch_up(&world);
+    assert!(replica.checkpoint() && replica.retire());
+    let left: Vec<u32> = replica.follower.journal().files().iter().map(|file| file.id).collect();
+    let files = replica.files.kill();
+    let (at, _) = world.sent.iter().find(|(at, _)| at.file() > 1 && !left.contains(&at.file())).unwrap();
+    assert!(truncate(&directory(&files), *at, None, true).unwrap().dropped_bytes > 0);
+    assert_eq!(Replica::open(&files, Lsn::ZERO).unwrap().follower.journal().files(), []);
 }
 
 fn receive(reader: &JournalReader, files: &MemoryFiles, sealed: &SealedFile) {
@@ -940,4 +957,46 @@ fn a_new_primary_gives_no_number_that_a_replica_remembers() {
     let found = content(old.follower.state_mut(), &ours).trimmed();
     let difference = found.difference(&content(world.store.state_mut(), &theirs).trimmed());
     assert!(difference.is_empty(), "a durable message is lost: {difference:#?}");
+}
+
+/// A bit flips in the batch that was flushed last. A start would take that for what a crash has left of an unfinished write, and cut
+/// off what the primary counts on; who sees it while running leaves word.
+#[test]
+fn damage_that_was_seen_is_no_torn_tail_at_the_next_start() {
+    let mut world = World::new(8);
+    for _ in 0..3 {
+        world.add_one();
+        assert!(world.settle());
+    }
+    // Nothing is kept in memory, so that the files are read.
+    let mut options = replica_options();
+    options.journal.recent_bytes_max = 0;
+    let open_again = |is_seen: bool| {
+        let mut replica = Replica::open_with(&MemoryFiles::new(), Lsn::ZERO, &options).unwrap();
+        assert!(replica.copy(&world.sent, usize::MAX));
+        let (last, _) = world.sent.last().unwrap();
+        let end = replica.durable();
+        replica.files.flip(&kahawai_journal::data_file_name(last.file()), last.offset() as usize + 200, 4);
+        if is_seen {
+            let mut applied = Ok(true);
+            while matches!(applied, Ok(true)) {
+                applied = replica.follower.apply(world.confirmed, 1);
+            }
+            assert!(matches!(applied, Err(ReplayError::Read(_))), "{applied:?}");
+        }
+        let files = replica.files.kill();
+        drop(replica);
+        (Replica::open(&files, Lsn::ZERO), *last, end, files)
+    };
+    let (cut, last, ..) = open_again(false);
+    assert_eq!(cut.unwrap().durable(), last, "nobody can know");
+    let (refused, last, end, files) = open_again(true);
+    let error = refused.err().expect("it is refused").to_string();
+    assert!(error.contains(&last.to_string()) || error.contains(&last.offset().to_string()), "{error}");
+    assert!(error.contains(&end.offset().to_string()), "{error}");
+    // It was the memory, not the disk, or an operator has put the file back.
+    files.flip(&kahawai_journal::data_file_name(last.file()), last.offset() as usize + 200, 4);
+    let replica = Replica::open(&files, Lsn::ZERO).unwrap();
+    assert_eq!(replica.durable(), end);
+    assert!(!files.exists("replication/flushed").unwrap(), "the word is taken back");
 }
