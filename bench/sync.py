@@ -2,7 +2,7 @@
 """How long an empty replica takes for a quiet store, beside `cp` and `sync` of the same files on the same disk.
 
 Two nodes are filled; then, in turns, a third one begins empty, until it streams, and the primary's data files are copied and
-flushed. Files that were just written are in the page cache for both. `bench/sync.py [--gib 4] [--rounds 3]`, with a release
+flushed. The first of both finds them on the disk, for they were written past the page cache. `bench/sync.py [--gib 4] [--rounds 3]`, with a release
 build in the target directory or KAHAWAI_BIN, and BENCH_DIR on the disk that is meant.
 """
 

@@ -347,7 +347,13 @@ pub fn run(args: RunArgs) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return unusable(format!("cannot start: {error}")),
     };
-    match runtime.block_on(serve(options, cluster, admin)) {
+    // On a worker, which waits for sockets itself: this thread would be woken by one for each frame that a replica gets.
+    let served = runtime.block_on(runtime.spawn(serve(options, cluster, admin)));
+    let served = match served {
+        Ok(served) => served,
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+    };
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kahawai: {}", kahawai_node::chain(&error));

@@ -139,6 +139,7 @@ fn begin(world: &mut World, harm: Harm) -> (Stage, Option<Micros>) {
         }
         Harm::Force => leave_behind(world, node),
         Harm::Rot | Harm::Clone if !is_everywhere(world) => (Stage::Before, Some(AGAIN)),
+        Harm::Rot if world.ctx.plan.random.chance(3) => rot_index(world, node),
         Harm::Rot if !rot(world, node) => (Stage::Before, Some(AGAIN)),
         Harm::Rot => (Stage::Harmed(node), Some(wait)),
         Harm::Clone => {
@@ -202,6 +203,29 @@ fn rot(world: &mut World, index: usize) -> bool {
     }
     world.ctx.oracle.counts.faults += 1;
     true
+}
+
+/// Bits of the index change, and the node starts again: it makes its index again from the journal, now or when it meets them.
+fn rot_index(world: &mut World, index: usize) -> (Stage, Option<Micros>) {
+    let Some(node) = world.nodes.get(index) else { return (Stage::Over, None) };
+    let random = &mut world.ctx.plan.random;
+    let name = if random.chance(4) { "index/index.sums" } else { kahawai_store::checkpoint::INDEX_FILE };
+    let Some(length) = node.disk.content(name).map(|content| content.len()).filter(|length| *length > 0)
+    else {
+        return (Stage::Before, Some(AGAIN));
+    };
+    let flips = 1 + random.below(40);
+    for _ in 0..flips {
+        let (at, bit) = (random.below(length as u64), random.below(8));
+        node.disk.flip(name, at as usize, 1 << bit);
+    }
+    world.ctx.note(index, "bits of its index change", flips, 0);
+    if let Some(rotten) = world.ctx.oracle.rotten_index.get_mut(index) {
+        *rotten = true;
+    }
+    world.ctx.oracle.counts.faults += 1;
+    world.kill(index, true);
+    (Stage::Over, None)
 }
 
 fn put_back(world: &mut World, index: usize, copy: MemoryFiles) -> (Stage, Option<Micros>) {

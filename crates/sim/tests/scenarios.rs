@@ -52,6 +52,13 @@ fn falls_behind(cluster: &mut Script, node: usize) -> Result<(), Violation> {
     flow(cluster, 200)
 }
 
+/// It comes back, and what it lacks is in files.
+fn fetches_files(cluster: &mut Script, node: usize) -> Result<(), Violation> {
+    falls_behind(cluster, node)?;
+    cluster.start(node);
+    cluster.until("files are fetched", |now| now.is_fetching(node))
+}
+
 #[test]
 fn h3_demotion_with_waiting_producers() {
     scenario(3, 1, |cluster| {
@@ -89,9 +96,7 @@ fn h12_h13_the_primary_dies_while_files_are_fetched() {
     for later_ms in [0, 1, 3, 10, 30] {
         scenario(3, 1, |cluster| {
             let behind = cluster.others(leader(cluster))[0];
-            falls_behind(cluster, behind)?;
-            cluster.start(behind);
-            cluster.until("files are fetched", |now| now.is_fetching(behind))?;
+            fetches_files(cluster, behind)?;
             cluster.pass(later_ms)?;
             let old = leader(cluster);
             cluster.kill(old, true);
@@ -120,9 +125,7 @@ fn h14_a_short_break_with_nothing_to_copy() {
 fn h20_the_new_primary_dies_while_another_synchronises() {
     scenario(3, 1, |cluster| {
         let behind = cluster.others(leader(cluster))[0];
-        falls_behind(cluster, behind)?;
-        cluster.start(behind);
-        cluster.until("files are fetched", |now| now.is_fetching(behind))?;
+        fetches_files(cluster, behind)?;
         let had = cluster.end(behind);
         for _ in 0..2 {
             let old = leader(cluster);
@@ -141,9 +144,7 @@ fn h23_the_primary_is_out_of_reach_during_a_transfer_and_then_there_is_a_new_one
     scenario(3, 1, |cluster| {
         let old = leader(cluster);
         let behind = cluster.others(old)[0];
-        falls_behind(cluster, behind)?;
-        cluster.start(behind);
-        cluster.until("files are fetched", |now| now.is_fetching(behind))?;
+        fetches_files(cluster, behind)?;
         cluster.cut(behind, old);
         cluster.pass(3_000)?;
         cluster.kill(old, false);

@@ -7,15 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use kahawai_env::{File, Files, OpenMode};
+use kahawai_env::Files;
 use kahawai_message::storage::{DestinationKey, SubscriptionKey};
 use kahawai_message::stored::{decode_subscription_info, encode_subscription_info};
 use kahawai_message::{Destination, DestinationKind, ProducerId, Text, TransactionId, Xid};
 use kahawai_types::{Location, Lsn};
 use kahawai_wire::{Reader, WireError, put_varint64};
-use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::audit::{self, Audit};
+use crate::checked::{CheckedFile, Names};
 use crate::chunk::Slots;
 use crate::files::{FileTable, FileUse};
 use crate::ranges::Ranges;
@@ -26,6 +27,7 @@ pub const INDEX_DIRECTORY: &str = "index";
 /// The index file.
 pub const INDEX_FILE: &str = "index/index.redb";
 
+const NAMES: Names = Names { pages: INDEX_FILE, sums: "index/index.sums", damaged: "index/damaged" };
 const FORMAT: u64 = 1;
 const CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -127,63 +129,26 @@ impl std::fmt::Debug for IndexStore {
     }
 }
 
-/// `redb` over our own files, so that tests can break them.
-#[derive(Debug)]
-struct Backend(Arc<dyn File>);
-
-impl StorageBackend for Backend {
-    fn len(&self) -> std::io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        let mut done = 0;
-        while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match self.0.read_at(rest, offset + done as u64)? {
-                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                n => done += n,
-            }
-        }
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> std::io::Result<()> {
-        self.0.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.write_at(data, offset)
-    }
-}
-
 impl IndexStore {
     /// Opens the index store of a data directory, made empty if there is none.
     pub fn open(files: &Arc<dyn Files>) -> Result<Self, IndexError> {
         let path = files.describe(INDEX_FILE);
         let io = |source| IndexError::Io { path: path.clone(), source };
         files.create_directory(INDEX_DIRECTORY).map_err(io)?;
-        let file = files.open(INDEX_FILE, OpenMode::Write).map_err(io)?;
+        let file = CheckedFile::open(files, NAMES).map_err(io)?;
         files.sync_directory(INDEX_DIRECTORY).map_err(io)?;
         files.sync_directory("").map_err(io)?;
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create_with_backend(Backend(file))
+            .create_with_backend(file)
             .map_err(|e| IndexError::Store { path: path.clone(), source: Box::new(e.into()) })?;
         Ok(Self { database, path })
     }
 
     /// Deletes the index store of a data directory; the next start rebuilds it.
     pub fn discard(files: &Arc<dyn Files>) -> Result<(), IndexError> {
-        let io = |source| IndexError::Io { path: files.describe(INDEX_FILE), source };
-        if files.exists(INDEX_FILE).map_err(io)? {
-            files.remove(INDEX_FILE).map_err(io)?;
-            files.sync_directory(INDEX_DIRECTORY).map_err(io)?;
-        }
-        Ok(())
+        CheckedFile::discard(files, NAMES)
+            .map_err(|source| IndexError::Io { path: files.describe(INDEX_FILE), source })
     }
 
     fn broken(&self, error: impl Into<redb::Error>) -> IndexError {

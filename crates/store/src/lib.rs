@@ -10,13 +10,14 @@
 //!    ([`files`]).
 //! 4. A foreign directory (ActiveMQ's) is never changed before everything in it has been understood.
 //!
-//! Reading order: [`chunk`], [`audit`] and [`state`] (the index), [`checkpoint`] (the index on disk), [`replay`], [`import`] (ActiveMQ's
+//! Reading order: [`chunk`], [`audit`] and [`state`] (the index), [`checkpoint`] and `checked` (the index on disk), [`replay`], [`import`] (ActiveMQ's
 //! own index), [`open`], [`append`] (the broker's [`kahawai_message::storage::Storage`]), [`collect`], [`inspect`]; for
 //! replicas `follow` (a store that applies what its primary sends), `closed` (exchanging parts of a journal), `identity`, `damage`,
 //! [`generation`].
 
 mod append;
 pub mod audit;
+mod checked;
 pub mod checkpoint;
 pub mod chunk;
 mod closed;

@@ -11,13 +11,13 @@ use kahawai_kdbr::{ErrorCode, ErrorFrame, Frame, NodeState, Role, SyncId, SyncMa
 use kahawai_replication::{LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing};
 use kahawai_shipping::{Held, history_of_peer, local_log};
 use kahawai_store::{Identity, generation};
-use kahawai_types::{ClusterId, Epoch, Lsn, ReplicaId};
+use kahawai_types::{ClusterId, Epoch, Lsn, Millis, ReplicaId};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::bulk::BulkSink;
-use super::following::{FollowingThreads, Said, Work};
+use super::following::{AckAhead, FollowingThreads, Said, Work};
 use super::net::{Connected, Credentials, FrameWriter, dial};
 use super::peer_tls::Protection;
 use super::reign::boot_ms;
@@ -132,7 +132,7 @@ impl Copying {
             clients: self.clients.clone(),
             timing: self.timing,
         };
-        let machine = SinkSession::new(options, now);
+        let machine = Arc::new(Mutex::new(SinkSession::new(options, now)));
         let session = Session {
             copying: self,
             machine,
@@ -189,7 +189,8 @@ impl Copying {
 
 struct Session<'a> {
     copying: &'a Copying,
-    machine: SinkSession,
+    /// The copying thread acknowledges with it as well.
+    machine: Arc<Mutex<SinkSession>>,
     effects: Vec<SinkEffect>,
     /// Files that are being fetched.
     sync: Option<(SyncId, tokio::task::JoinHandle<Result<SyncManifest, String>>)>,
@@ -208,17 +209,36 @@ impl Drop for Session<'_> {
     }
 }
 
+/// What a session does next.
+enum Next {
+    Event(SinkEvent),
+    /// The copying thread has made the step.
+    Effects(Vec<SinkEffect>),
+}
+
 impl Session<'_> {
     async fn run(mut self, connected: Connected, address: &str, threads: &mut FollowingThreads) -> Ended {
         let Connected { mut reader, mut writer, peer, .. } = connected;
         let mut tick = tokio::time::interval(TICK);
+        let _ahead = writer.line().map(|line| {
+            let clock = Arc::clone(&self.copying.clock);
+            threads.following.acknowledge_ahead(AckAhead::new(Arc::clone(&self.machine), line, clock))
+        });
         let Some(mut pulse) = threads.following.with(|follower| Pulse::new(follower.journal().clone()))
         else {
             return Ended::Lost;
         };
-        let mut event = SinkEvent::Start;
+        let mut next = Next::Event(SinkEvent::Start);
         loop {
-            match self.step(event, address, &peer.replica.node.0, threads, &mut writer).await {
+            let name = &peer.replica.node.0;
+            let stepped = match next {
+                Next::Event(event) => self.step(event, address, name, threads, &mut writer).await,
+                Next::Effects(effects) => {
+                    let now = boot_ms(&*self.copying.clock);
+                    self.carry_out(now, effects, address, name, threads, &mut writer).await
+                }
+            };
+            match stepped {
                 Ok(None) => {}
                 Ok(Some(ended)) => {
                     let _ = writer.flush().await;
@@ -229,11 +249,20 @@ impl Session<'_> {
                     return Ended::Lost;
                 }
             }
-            event = tokio::select! {
+            let event = tokio::select! {
                 biased;
+                () = writer.left() => {
+                    // What the copying thread could not send all of.
+                    next = Next::Effects(Vec::new());
+                    continue;
+                }
                 said = threads.said.recv() => match said {
                     Some(Said::Written { durable, chain }) => {
                         SinkEvent::Written { durable, chain: chain.0 }
+                    }
+                    Some(Said::Acknowledged(effects)) => {
+                        next = Next::Effects(effects);
+                        continue;
                     }
                     Some(Said::Refused(problem)) => {
                         warn!(%problem, "what the primary sent does not continue this journal");
@@ -290,6 +319,7 @@ impl Session<'_> {
                     SinkEvent::Tick(pulse.vitals(boot_ms(&*self.copying.clock), self.state, durable))
                 }
             };
+            next = Next::Event(event);
         }
     }
 
@@ -303,7 +333,19 @@ impl Session<'_> {
     ) -> std::io::Result<Option<Ended>> {
         let now = boot_ms(&*self.copying.clock);
         let mut effects = std::mem::take(&mut self.effects);
-        self.machine.step(now, event, &mut effects);
+        unpoisoned(&self.machine).step(now, event, &mut effects);
+        self.carry_out(now, effects, address, primary, threads, writer).await
+    }
+
+    async fn carry_out(
+        &mut self,
+        now: Millis,
+        mut effects: Vec<SinkEffect>,
+        address: &str,
+        primary: &str,
+        threads: &mut FollowingThreads,
+        writer: &mut FrameWriter,
+    ) -> std::io::Result<Option<Ended>> {
         let mut ended = None;
         let mut pending: std::collections::VecDeque<SinkEffect> = effects.drain(..).collect();
         self.effects = effects;
@@ -313,7 +355,7 @@ impl Session<'_> {
                 SinkEffect::Promise(epoch) => {
                     let promised = self.promise(epoch).await?;
                     let mut more = Vec::new();
-                    self.machine.step(now, SinkEvent::Promised(promised), &mut more);
+                    unpoisoned(&self.machine).step(now, SinkEvent::Promised(promised), &mut more);
                     pending.extend(more);
                 }
                 SinkEffect::Attached { at } => {

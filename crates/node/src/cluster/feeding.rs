@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use super::bulk::BulkSource;
 use super::electing::Election;
 use super::net::{Connected, FrameReader, FrameWriter, NetError};
-use super::reign::{Reign, boot_ms};
+use super::reign::{Express, Reign, boot_ms};
 use super::vitals::Pulse;
 
 use crate::core::unpoisoned;
@@ -110,8 +110,17 @@ pub(crate) async fn serve(connected: Connected, feeding: Arc<Feeding>) {
     let machine = Arc::new(Mutex::new(SourceSession::new(options, now)));
     let (out, outgoing) = mpsc::unbounded_channel();
     let room = Arc::new(Notify::new());
-    let feeder =
-        tokio::spawn(feed(Arc::clone(&machine), Arc::clone(&reign), outgoing, Arc::clone(&room), writer));
+    let express = writer.line().map(|line| Arc::new(Express::new(Arc::clone(&machine), line)));
+    if let Some(express) = &express {
+        reign.add_express(Arc::clone(express));
+    }
+    let feeder = tokio::spawn(feed(
+        Arc::clone(&machine),
+        Arc::clone(&reign),
+        outgoing,
+        (Arc::clone(&room), express.clone()),
+        writer,
+    ));
     let journal = reign.shared.with(|core| core.store.journal().clone());
     let hearing = Hearing {
         feeding,
@@ -119,12 +128,17 @@ pub(crate) async fn serve(connected: Connected, feeding: Arc<Feeding>) {
         machine,
         out,
         room,
+        express: express.clone(),
         peer,
         effects: Vec::new(),
         pulse: Pulse::new(journal),
         trail: Trail::default(),
     };
+    let over = Arc::clone(&hearing.reign);
     hearing.run(reader).await;
+    if let Some(express) = &express {
+        over.remove_express(express);
+    }
     if tokio::time::timeout(GOODBYE, feeder).await.is_err() {
         debug!("a replica did not take the last frames in time");
     }
@@ -154,6 +168,7 @@ struct Hearing {
     machine: Arc<Mutex<SourceSession>>,
     out: mpsc::UnboundedSender<Out>,
     room: Arc<Notify>,
+    express: Option<Arc<Express>>,
     peer: Peer,
     effects: Vec<SourceEffect>,
     pulse: Pulse,
@@ -329,7 +344,9 @@ impl Hearing {
             SourceEffect::Acked { durable, applied } => {
                 self.trail.acked(durable);
                 self.reign.step(PrimaryEvent::Acked { session, durable, applied });
-                self.room.notify_one();
+                if self.express.as_ref().is_none_or(|express| !express.is_left()) {
+                    self.room.notify_one();
+                }
             }
             SourceEffect::Online => debug!(%replica, "replica has caught up"),
             SourceEffect::Lease { sync_id, bytes_done, .. } => {
@@ -360,7 +377,7 @@ async fn feed(
     machine: Arc<Mutex<SourceSession>>,
     reign: Arc<Reign>,
     mut outgoing: mpsc::UnboundedReceiver<Out>,
-    room: Arc<Notify>,
+    (room, express): (Arc<Notify>, Option<Arc<Express>>),
     mut writer: FrameWriter,
 ) -> std::io::Result<()> {
     let lock = || unpoisoned(&machine);
@@ -369,6 +386,9 @@ async fn feed(
     let mut cursor = None;
     let mut files = None;
     loop {
+        if let Some(at) = express.as_ref().and_then(|express| express.take_back()) {
+            cursor = Some(at);
+        }
         while let Ok(out) = outgoing.try_recv() {
             match out {
                 Out::Frame(frame) => writer.send(&frame).await?,
@@ -424,12 +444,21 @@ async fn feed(
         }
         writer.flush().await?;
         let commit_moved = committed.has_changed().unwrap_or(false);
+        if let Some(express) = &express
+            && let Some(at) = cursor.filter(|_| caught_up)
+        {
+            express.leave(at);
+        }
         tokio::select! {
             biased;
+            () = writer.left() => {}
             changed = sealed.changed(), if caught_up => if changed.is_err() { return Ok(()) },
             out = outgoing.recv() => match out {
                 Some(Out::Frame(frame)) => writer.send(&frame).await?,
-                Some(Out::StreamFrom(at)) => cursor = Some(at),
+                Some(Out::StreamFrom(at)) => {
+                    express.as_ref().and_then(|express| express.take_back());
+                    cursor = Some(at);
+                }
                 Some(Out::Close) | None => return writer.flush().await,
             },
             () = room.notified() => {}

@@ -1,6 +1,6 @@
 //! The threads of a replica: one copies what the primary sends, one brings the index to the commit position, one keeps house.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -8,17 +8,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use kahawai_env::Clock;
 use kahawai_journal::{Chain, CopyError, Preparer, Writer};
+use kahawai_replication::{SinkEffect, SinkEvent, SinkSession};
 use kahawai_shipping::split;
 use kahawai_store::Follower;
 use kahawai_types::Lsn;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
+use super::net::Line;
+use super::reign::boot_ms;
 use crate::core::{Bell, Failure, unpoisoned};
 use crate::threads::{Owner, Written, retire, spawn};
 
 /// Records applied under one lock.
 const APPLY_MAX: usize = 4096;
+/// So much waits for the index at most before its thread is woken…
+const APPLY_BYTES_MIN: u64 = 64 << 10;
+/// …or for so long.
+const APPLY_PAUSE: Duration = Duration::from_millis(10);
 /// Bodies that may wait for the copying thread; what they may hold is bounded by the window that the primary was given.
 const WORK_MAX: usize = 1024;
 /// One flush for at most so many bytes.
@@ -45,8 +52,32 @@ pub(crate) enum Said {
         /// The chain there.
         chain: Chain,
     },
+    /// The session's machine knows of it, and wants this.
+    Acknowledged(Vec<SinkEffect>),
     /// The primary sent what does not continue this journal.
     Refused(String),
+}
+
+/// The copying thread acknowledges without the session's task: a hand-over less stands between a message and its receipt.
+pub(crate) struct AckAhead {
+    machine: Arc<Mutex<SinkSession>>,
+    line: Arc<Line>,
+    clock: Arc<dyn Clock>,
+}
+
+impl AckAhead {
+    pub(crate) fn new(machine: Arc<Mutex<SinkSession>>, line: Arc<Line>, clock: Arc<dyn Clock>) -> Self {
+        Self { machine, line, clock }
+    }
+}
+
+/// As long as it lives, acknowledgements go the short way.
+pub(crate) struct AckingAhead(Arc<Following>);
+
+impl Drop for AckingAhead {
+    fn drop(&mut self) {
+        *unpoisoned(&self.0.ahead) = None;
+    }
 }
 
 /// A replica's store, shared by its threads and the session.
@@ -56,15 +87,46 @@ pub(crate) struct Following {
     applied: AtomicU64,
     durable: AtomicU64,
     bell: Bell,
+    /// The index's thread waits for the bell, and for nothing else.
+    is_idle: AtomicBool,
     /// Housekeeping's.
     upkeep: Bell,
     stopping: AtomicBool,
     failure: Failure,
+    ahead: Mutex<Option<AckAhead>>,
 }
 
 impl Following {
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Follower) -> R) -> Option<R> {
         self.lock().as_mut().map(work)
+    }
+
+    /// A session has begun.
+    pub(crate) fn acknowledge_ahead(self: &Arc<Self>, ahead: AckAhead) -> AckingAhead {
+        *unpoisoned(&self.ahead) = Some(ahead);
+        AckingAhead(Arc::clone(self))
+    }
+
+    /// So much is flushed: acknowledges it. What the session's task has to do is returned.
+    fn written(&self, durable: Lsn, chain: Chain) -> Option<Said> {
+        let ahead = unpoisoned(&self.ahead);
+        let Some(AckAhead { machine, line, clock }) = &*ahead else {
+            return Some(Said::Written { durable, chain });
+        };
+        let mut effects = Vec::new();
+        let written = SinkEvent::Written { durable, chain: chain.0 };
+        unpoisoned(machine).step(boot_ms(&**clock), written, &mut effects);
+        let done = effects.iter().take_while(|effect| match effect {
+            SinkEffect::Send(frame) => line.try_send(|| Some((*frame).clone())),
+            SinkEffect::Commit(to) => {
+                self.commit(*to);
+                true
+            }
+            _ => false,
+        });
+        let done = done.count();
+        effects.drain(..done);
+        (!effects.is_empty()).then_some(Said::Acknowledged(effects))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Follower>> {
@@ -74,6 +136,15 @@ impl Following {
     /// The primary has confirmed everything below.
     pub(crate) fn commit(&self, to: Lsn) {
         if self.commit.fetch_max(to.0, Ordering::AcqRel) < to.0 {
+            self.look();
+        }
+    }
+
+    /// There may be something for the index: not worth waking its thread for each batch.
+    fn look(&self) {
+        let to = self.committed().min(self.durable());
+        let behind = to.0.saturating_sub(self.applied().0);
+        if behind >= APPLY_BYTES_MIN || self.is_idle.swap(false, Ordering::AcqRel) {
             self.bell.ring();
         }
     }
@@ -144,6 +215,8 @@ impl FollowingThreads {
             upkeep: Bell::default(),
             stopping: AtomicBool::new(false),
             failure: Failure::default(),
+            is_idle: AtomicBool::new(false),
+            ahead: Mutex::default(),
         });
         let (work, receiver) = mpsc::channel(WORK_MAX);
         let (say, said) = mpsc::unbounded_channel();
@@ -224,9 +297,11 @@ fn copy(
         match copied {
             Ok(durable) => {
                 following.durable.store(durable.0, Ordering::Release);
-                following.bell.ring();
-                let chain = writer.chain().unwrap_or_default();
-                let _ = say.send(Said::Written { durable, chain });
+                let said = following.written(durable, writer.chain().unwrap_or_default());
+                following.look();
+                if let Some(said) = said {
+                    let _ = say.send(said);
+                }
             }
             Err(CopyError::Failed(failed)) => {
                 following.fail(crate::chain(&failed));
@@ -246,6 +321,7 @@ fn copy(
 fn apply(following: &Arc<Following>) {
     while !following.stopping.load(Ordering::Acquire) {
         let to = following.committed().min(following.durable());
+        let before = following.applied();
         let applied = following.with(|follower| {
             let more = follower.apply(to, APPLY_MAX);
             following.applied.store(follower.applied().0, Ordering::Release);
@@ -254,7 +330,17 @@ fn apply(following: &Arc<Following>) {
         match applied {
             None => return,
             Some(Ok(true)) => {}
-            Some(Ok(false)) => following.bell.wait(UPKEEP),
+            // Whatever comes soon is applied together; after nothing came, the next one rings.
+            Some(Ok(false)) if following.applied() > before => following.bell.wait(APPLY_PAUSE),
+            Some(Ok(false)) => {
+                following.is_idle.store(true, Ordering::Release);
+                // Either we see what came, or who brought it sees that we are idle.
+                fence(Ordering::SeqCst);
+                if following.committed().min(following.durable()) == to {
+                    following.bell.wait(UPKEEP);
+                }
+                following.is_idle.store(false, Ordering::Release);
+            }
             Some(Err(problem)) => return following.fail(crate::chain(&problem)),
         }
     }

@@ -221,7 +221,7 @@ struct Running {
     protection: Protection,
     transfer_sessions: u32,
     timing: Timing,
-    said: Box<dyn FnMut(&Said) + Send>,
+    said: Box<dyn FnMut(&Said) + Send + Sync>,
 }
 
 /// For whoever started the node.
@@ -240,7 +240,7 @@ impl ClusterNode {
     pub async fn start(
         options: ClusterOptions,
         mut node: NodeOptions,
-        said: impl FnMut(&Said) + Send + 'static,
+        said: impl FnMut(&Said) + Send + Sync + 'static,
     ) -> Result<Self, NodeError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let started_ms = clock.now_ms();

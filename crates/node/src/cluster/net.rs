@@ -1,9 +1,10 @@
 //! `kdbr` connections: dialling, the handshake at both ends, frames in and out.
 
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use kahawai_env::{Entropy, OsEntropy};
 use kahawai_kdbr::{
     BODY_BYTES_MAX, Decoder, ErrorCode, ErrorFrame, Frame, HANDSHAKE_TIMEOUT_MS, Handshake, Local, Peer,
@@ -12,8 +13,12 @@ use kahawai_kdbr::{
 use kahawai_types::{BootId, ClusterId, Epoch, ReplicaId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::sync::Notify;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{self, ConnectionCommon, SideData};
+
+use crate::core::unpoisoned;
 
 use super::peer_tls::{PeerTls, Protection, check_peer, explain, server_name};
 
@@ -138,35 +143,168 @@ impl FrameReader {
     }
 }
 
-/// The end that frames go to.
-pub(crate) struct FrameWriter {
-    stream: Box<dyn AsyncWrite + Send + Unpin>,
-    head: BytesMut,
+/// The sending end of a connection without TLS, for its task, and for threads that have one frame to send and no time to wait.
+///
+/// Frames go through one queue, so nothing overtakes. What the socket does not take at once is the task's to send.
+pub(crate) struct Line {
+    state: Mutex<LineState>,
+    left: Notify,
 }
 
-impl FrameWriter {
-    /// Adds a frame to what [`FrameWriter::flush`] sends; one with a body is sent at once, and not copied.
-    pub(crate) async fn send(&mut self, frame: &Frame) -> io::Result<()> {
-        frame.encode_head(&mut self.head);
-        if let Some(body) = frame.body() {
-            if body.len() < READ_BYTES {
-                // One packet rather than two.
-                self.head.extend_from_slice(body);
-                return self.flush().await;
+struct LineState {
+    queue: BytesMut,
+    /// The task is sending something large past the queue.
+    taken: bool,
+    /// `None` once the connection's task is gone.
+    socket: Option<Arc<OwnedWriteHalf>>,
+}
+
+impl LineState {
+    /// Sends what the socket takes without waiting.
+    fn drain(&mut self) -> io::Result<()> {
+        let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
+        while !self.queue.is_empty() {
+            match socket.try_write(&self.queue) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.queue.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
             }
-            self.flush().await?;
-            self.stream.write_all(body).await?;
         }
         Ok(())
     }
+}
 
-    /// Sends what was added.
-    pub(crate) async fn flush(&mut self) -> io::Result<()> {
-        if !self.head.is_empty() {
-            self.stream.write_all(&self.head).await?;
-            self.head.clear();
+impl Line {
+    fn new(socket: Arc<OwnedWriteHalf>) -> Arc<Self> {
+        let state = LineState { queue: BytesMut::new(), taken: false, socket: Some(socket) };
+        Arc::new(Self { state: Mutex::new(state), left: Notify::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LineState> {
+        unpoisoned(&self.state)
+    }
+
+    /// Sends a frame if nothing is in front of it; it is made only then. `false` = the task has to send it.
+    pub(crate) fn try_send(&self, frame: impl FnOnce() -> Option<Frame>) -> bool {
+        let mut state = self.lock();
+        if state.taken || !state.queue.is_empty() || state.socket.is_none() {
+            return false;
         }
-        self.stream.flush().await
+        let Some(frame) = frame() else { return false };
+        frame.encode(&mut state.queue);
+        // A broken socket is the task's business as well.
+        let _ = state.drain();
+        if !state.queue.is_empty() {
+            self.left.notify_one();
+        }
+        true
+    }
+}
+
+/// The end that frames go to.
+pub(crate) struct FrameWriter(Outgoing);
+
+enum Outgoing {
+    Plain { line: Arc<Line>, socket: Arc<OwnedWriteHalf> },
+    Tls { stream: Box<dyn AsyncWrite + Send + Unpin>, head: BytesMut },
+}
+
+impl Drop for FrameWriter {
+    fn drop(&mut self) {
+        if let Outgoing::Plain { line, .. } = &self.0 {
+            // With the last handle the connection is shut.
+            line.lock().socket = None;
+        }
+    }
+}
+
+impl FrameWriter {
+    /// What other threads may send on.
+    pub(crate) fn line(&self) -> Option<Arc<Line>> {
+        match &self.0 {
+            Outgoing::Plain { line, .. } => Some(Arc::clone(line)),
+            Outgoing::Tls { .. } => None,
+        }
+    }
+
+    /// Adds a frame to what [`FrameWriter::flush`] sends; one with a body is sent at once, and a large one not copied.
+    pub(crate) async fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        let body = frame.body().filter(|body| body.len() >= READ_BYTES);
+        self.add(|out| match body {
+            Some(_) => frame.encode_head(out),
+            // One packet rather than two.
+            None => frame.encode(out),
+        });
+        match body {
+            Some(body) => self.large(body).await,
+            None if frame.body().is_some() => self.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    fn add(&mut self, add: impl FnOnce(&mut BytesMut)) {
+        match &mut self.0 {
+            Outgoing::Plain { line, .. } => add(&mut line.lock().queue),
+            Outgoing::Tls { head, .. } => add(head),
+        }
+    }
+
+    /// Sends what was added, and these bytes behind it.
+    async fn large(&mut self, body: &[u8]) -> io::Result<()> {
+        match &mut self.0 {
+            Outgoing::Plain { line, socket } => {
+                // Nobody gets between a head and its body.
+                line.lock().taken = true;
+                let sent = async {
+                    drained(line, socket).await?;
+                    let mut rest = body;
+                    while !rest.is_empty() {
+                        socket.writable().await?;
+                        match socket.try_write(rest) {
+                            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                            Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    Ok(())
+                };
+                let sent = sent.await;
+                line.lock().taken = false;
+                sent
+            }
+            Outgoing::Tls { stream, head } => {
+                stream.write_all(head).await?;
+                head.clear();
+                stream.write_all(body).await
+            }
+        }
+    }
+
+    /// Sends what was added, and what others have left.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        match &mut self.0 {
+            Outgoing::Plain { line, socket } => drained(line, socket).await,
+            Outgoing::Tls { stream, head } => {
+                if !head.is_empty() {
+                    stream.write_all(head).await?;
+                    head.clear();
+                }
+                stream.flush().await
+            }
+        }
+    }
+
+    /// Waits until another thread has left something that the socket did not take.
+    pub(crate) fn left(&self) -> impl Future<Output = ()> + Send + use<> {
+        let line = self.line();
+        async move {
+            match line {
+                Some(line) => line.left.notified().await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// The last word.
@@ -174,9 +312,27 @@ impl FrameWriter {
         let last = async {
             self.send(&Frame::Error(error)).await?;
             self.flush().await?;
-            self.stream.shutdown().await
+            match &mut self.0 {
+                // It ends with us.
+                Outgoing::Plain { .. } => Ok(()),
+                Outgoing::Tls { stream, .. } => stream.shutdown().await,
+            }
         };
         let _ = tokio::time::timeout(Duration::from_secs(1), last).await;
+    }
+}
+
+/// Waits until all of the queue is sent.
+async fn drained(line: &Line, socket: &OwnedWriteHalf) -> io::Result<()> {
+    loop {
+        {
+            let mut state = line.lock();
+            state.drain()?;
+            if state.queue.is_empty() {
+                return Ok(());
+            }
+        }
+        socket.writable().await?;
     }
 }
 
@@ -213,19 +369,22 @@ struct Ends {
 }
 
 impl Ends {
-    fn new(
-        read: impl AsyncRead + Send + Unpin + 'static,
-        write: impl AsyncWrite + Send + Unpin + 'static,
-        shown: Option<Shown>,
-    ) -> Self {
+    fn new(read: impl AsyncRead + Send + Unpin + 'static, out: Outgoing, shown: Option<Shown>) -> Self {
         let decoder = Decoder::new(BODY_BYTES_MAX);
         let reader = FrameReader { stream: Box::new(read), decoder, input: BytesMut::new() };
-        Self { reader, writer: FrameWriter { stream: Box::new(write), head: BytesMut::new() }, shown }
+        Self { reader, writer: FrameWriter(out), shown }
     }
 
     fn plain(stream: TcpStream) -> Self {
         let (read, write) = stream.into_split();
-        Self::new(read, write, None)
+        let socket = Arc::new(write);
+        Self::new(read, Outgoing::Plain { line: Line::new(Arc::clone(&socket)), socket }, None)
+    }
+
+    fn tls(stream: impl AsyncRead + AsyncWrite + Send + 'static, shown: Shown) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        let out = Outgoing::Tls { stream: Box::new(write), head: BytesMut::new() };
+        Self::new(read, out, Some(shown))
     }
 
     /// The dialler's end.
@@ -238,8 +397,7 @@ impl Ends {
             _ => error.into(),
         })?;
         let shown = Shown::of(stream.get_ref().1)?;
-        let (read, write) = tokio::io::split(stream);
-        Ok(Self::new(read, write, Some(shown)))
+        Ok(Self::tls(stream, shown))
     }
 
     /// The end that was connected to. Who is refused is told why, as well as can be.
@@ -261,8 +419,7 @@ impl Ends {
             (Some(tls), _) => match tls.acceptor.accept(stream).into_fallible().await {
                 Ok(stream) => {
                     let shown = Shown::of(stream.get_ref().1)?;
-                    let (read, write) = tokio::io::split(stream);
-                    Ok(Self::new(read, write, Some(shown)))
+                    Ok(Self::tls(stream, shown))
                 }
                 Err((error, stream)) => {
                     // The alert has been sent.
@@ -356,7 +513,7 @@ pub(crate) async fn dial(
     stream.set_nodelay(true)?;
     let shaken = async {
         let mut ends = Ends::connected(stream, address, credentials.protection.tls.as_ref()).await?;
-        put_preamble(role, &mut ends.writer.head);
+        ends.writer.add(|out| put_preamble(role, out));
         let mut first = Vec::new();
         let local = credentials.local(role, Epoch(0), ends.shown.as_ref())?;
         let handshake = Handshake::dialler(local, credentials.protection.secrets.clone(), &mut first);

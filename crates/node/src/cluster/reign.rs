@@ -4,21 +4,26 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use kahawai_env::Clock;
 use kahawai_journal::{JournalReader, SealedBatch};
 use kahawai_replication::{
-    Primary, PrimaryEffect, PrimaryEvent, PrimaryStatus, Refusal, Ring, RingBatch, SessionId, Timing,
+    Primary, PrimaryEffect, PrimaryEvent, PrimaryStatus, Refusal, Ring, RingBatch, SessionId, SourceSession,
+    Timing,
 };
 use kahawai_types::{BootId, Epoch, Lsn, Millis, ReplicaId};
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
+use super::net::Line;
 use crate::core::{Shared, unpoisoned};
 use crate::threads::Copies;
 use kahawai_shipping::Sealed;
 
 /// Recent batches that replicas are fed from; who is further behind reads the files.
 const RING_BYTES_MAX: usize = 64 << 20;
+/// The journal thread sends no batch itself that is larger: its own write waits for that.
+const EXPRESS_BYTES_MAX: usize = 16 << 10;
 
 /// What the machine wants from the task that leads.
 #[derive(Debug)]
@@ -67,6 +72,7 @@ pub(crate) struct Reign {
     sealed: watch::Sender<Sealed>,
     committed: watch::Sender<Lsn>,
     wanted: mpsc::UnboundedSender<Wanted>,
+    express: Mutex<Vec<Arc<Express>>>,
     session_last: AtomicU64,
     /// The last flush here.
     durable: AtomicU64,
@@ -92,6 +98,7 @@ impl Reign {
             sealed: watch::Sender::new(Sealed { end: ring_start, chain: 0, marker: None }),
             committed: watch::Sender::new(shared.commit.position()),
             wanted,
+            express: Mutex::default(),
             session_last: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             over: watch::Sender::new(false),
@@ -106,19 +113,25 @@ impl Reign {
 
     /// Offers an event to the machine and carries out what it says.
     pub(crate) fn step(&self, event: PrimaryEvent<'_>) {
+        if let Some(commit) = self.stepped(event) {
+            // Without the lock, and with answers: whoever comes here has time for a few. Positions only rise.
+            self.shared.confirm_and_answer(commit);
+        }
+    }
+
+    /// Returns what is to be confirmed.
+    fn stepped(&self, event: PrimaryEvent<'_>) -> Option<Lsn> {
         let now = boot_ms(&*self.shared.clock);
         let mut guard = self.lock();
         let machine = &mut *guard;
         machine.primary.step(now, event, &mut machine.effects);
-        if matches!(event, PrimaryEvent::Tick) {
-            // What was committed while the gate was shut, and the grant was renewed after all.
-            self.shared.confirm(machine.primary.commit());
-        }
+        // What was committed while the gate was shut, and the grant was renewed after all.
+        let mut commit = matches!(event, PrimaryEvent::Tick).then(|| machine.primary.commit());
         for effect in machine.effects.drain(..) {
             match effect {
                 PrimaryEffect::Commit(at) => {
+                    commit = Some(at);
                     // Under the lock, so that no smaller one comes later.
-                    self.shared.confirm(at);
                     self.committed.send_replace(at);
                 }
                 PrimaryEffect::Activate => self.want(Wanted::Activate),
@@ -139,6 +152,28 @@ impl Reign {
                 }
             }
         }
+        commit
+    }
+
+    /// A replica that is fed by the journal thread itself, as long as it keeps up.
+    pub(crate) fn add_express(&self, express: Arc<Express>) {
+        unpoisoned(&self.express).push(express);
+    }
+
+    /// Its session is over.
+    pub(crate) fn remove_express(&self, express: &Arc<Express>) {
+        unpoisoned(&self.express).retain(|other| !Arc::ptr_eq(other, express));
+    }
+
+    /// Sends a batch that goes on at `from` to the replicas that wait for it. `true` = all of them have it on their way.
+    fn send_ahead(&self, from: Lsn, batch: &SealedBatch, bytes: &Bytes) -> bool {
+        if bytes.len() > EXPRESS_BYTES_MAX {
+            return false;
+        }
+        let commit = self.commit();
+        // All are tried, also behind one that has to wait.
+        let express = unpoisoned(&self.express);
+        express.iter().filter(|express| !express.send(from, batch, bytes, commit)).count() == 0
     }
 
     fn want(&self, wanted: Wanted) {
@@ -212,6 +247,52 @@ impl Reign {
     }
 }
 
+/// The way to a replica that has everything: small batches leave with the journal thread, before it writes them itself, and two
+/// hand-overs less stand between a message and its receipt.
+pub(crate) struct Express {
+    machine: Arc<Mutex<SourceSession>>,
+    line: Arc<Line>,
+    /// Where the stream goes on while the feeding task has nothing to send; `None`: it is its turn.
+    at: Mutex<Option<Lsn>>,
+}
+
+impl Express {
+    pub(crate) fn new(machine: Arc<Mutex<SourceSession>>, line: Arc<Line>) -> Self {
+        Self { machine, line, at: Mutex::new(None) }
+    }
+
+    /// The feeding task has sent everything up to there and waits.
+    pub(crate) fn leave(&self, at: Lsn) {
+        *unpoisoned(&self.at) = Some(at);
+    }
+
+    /// The feeding task goes on. Returns where, if it had left its place.
+    pub(crate) fn take_back(&self) -> Option<Lsn> {
+        unpoisoned(&self.at).take()
+    }
+
+    /// Does the feeding task wait for nothing but the next batch?
+    pub(crate) fn is_left(&self) -> bool {
+        unpoisoned(&self.at).is_some()
+    }
+
+    fn send(&self, from: Lsn, batch: &SealedBatch, bytes: &Bytes, commit: Lsn) -> bool {
+        let mut at = unpoisoned(&self.at);
+        if *at != Some(from) {
+            return false;
+        }
+        let is_sent = self.line.try_send(|| {
+            let mut machine = unpoisoned(&self.machine);
+            let has_room = machine.window() >= bytes.len() as u64;
+            has_room.then(|| machine.update(batch.start, batch.prev_chain.0, bytes.clone(), commit))
+        });
+        if is_sent {
+            *at = Some(batch.end);
+        }
+        is_sent
+    }
+}
+
 /// The boot clock as the machines take it.
 pub(crate) fn boot_ms(clock: &dyn Clock) -> Millis {
     Millis::try_from(clock.boot_ms()).unwrap_or(Millis::MAX)
@@ -229,14 +310,19 @@ impl Copies for ReignCopies {
             epoch: batch.epoch,
             bytes: batch.bytes(),
         };
+        let bytes = entry.bytes.clone();
         unpoisoned(&self.0.ring).push(entry);
-        self.0.sealed.send_modify(|sealed| {
+        self.0.step(PrimaryEvent::Appended(batch.end));
+        let from = self.0.sealed.borrow().end;
+        let all_have_it = self.0.send_ahead(from, batch, &bytes);
+        self.0.sealed.send_if_modified(|sealed| {
             sealed.end = batch.end;
             sealed.chain = batch.chain.0;
-            // The first batch of a reign is its marker's.
+            // The first batch of a reign is its marker's, and awaited.
+            let is_first = sealed.marker.is_none();
             sealed.marker.get_or_insert((batch.start, batch.prev_chain.0));
+            is_first || !all_have_it
         });
-        self.0.step(PrimaryEvent::Appended(batch.end));
     }
 
     fn durable(&mut self, end: Lsn) {

@@ -124,6 +124,8 @@ pub(crate) struct Oracle {
     pub(crate) is_dying: bool,
     /// Nodes whose disk was made to lose or change what it had flushed.
     pub(crate) damaged: Vec<bool>,
+    /// Nodes whose index was harmed: they may end when they meet that, and come back.
+    pub(crate) rotten_index: Vec<bool>,
     /// Commits, confirmations and takeovers, for the report.
     pub(crate) counts: Counts,
 }
@@ -153,7 +155,7 @@ pub struct Counts {
 
 impl Oracle {
     pub(crate) fn new(nodes: usize) -> Self {
-        Self { damaged: vec![false; nodes], ..Self::default() }
+        Self { damaged: vec![false; nodes], rotten_index: vec![false; nodes], ..Self::default() }
     }
 
     pub(crate) fn committed_end(&self) -> Lsn {
@@ -322,6 +324,10 @@ fn unexplained(ctx: &Ctx, index: usize) -> bool {
     !ctx.oracle.is_dying && !ctx.oracle.damaged.get(index).copied().unwrap_or(false)
 }
 
+fn has_rotten_index(ctx: &Ctx, index: usize) -> bool {
+    ctx.oracle.rotten_index.get(index).copied().unwrap_or(false)
+}
+
 fn is_injected(problem: &str) -> bool {
     problem.contains("injected")
 }
@@ -335,14 +341,14 @@ pub(crate) fn cannot_open(ctx: &mut Ctx, index: usize, problem: &str) {
 
 /// A replica cannot apply what is committed.
 pub(crate) fn cannot_apply(ctx: &mut Ctx, index: usize, problem: &str) {
-    if unexplained(ctx, index) && !is_injected(problem) {
+    if unexplained(ctx, index) && !is_injected(problem) && !has_rotten_index(ctx, index) {
         ctx.violate(format!("APPLY: n{index} cannot apply what is committed: {problem}"));
     }
 }
 
 /// A replica cannot become the primary.
 pub(crate) fn cannot_promote(ctx: &mut Ctx, index: usize, problem: &str) {
-    if unexplained(ctx, index) && !is_injected(problem) {
+    if unexplained(ctx, index) && !is_injected(problem) && !has_rotten_index(ctx, index) {
         ctx.violate(format!("PROMOTE: n{index} cannot become the primary: {problem}"));
     }
 }

@@ -1000,3 +1000,39 @@ fn damage_that_was_seen_is_no_torn_tail_at_the_next_start() {
     assert_eq!(replica.durable(), end);
     assert!(!files.exists("replication/flushed").unwrap(), "the word is taken back");
 }
+
+/// Bits of the index change while nobody has it open: it says what it said, or is made again.
+#[test]
+fn a_damaged_index_is_never_believed() {
+    let mut world = World::new(21);
+    for _ in 0..400 {
+        assert!(world.step());
+        assert!(world.settle());
+    }
+    assert!(world.checkpoint());
+    let expected = world.store.digest().unwrap();
+    let files = world.files.kill();
+    let mut random = Random::new(3);
+    let (mut rebuilt, mut met) = (0, 0);
+    for round in 0..300 {
+        let files = files.fork();
+        let name = if round % 5 == 0 { "index/index.sums" } else { INDEX_FILE };
+        let length = files.content(name).unwrap().len() as u64;
+        for _ in 0..=random.below(30) {
+            files.flip(name, random.below(length) as usize, 1 << random.below(8));
+        }
+        let opened = crate::world::open(&files).unwrap();
+        rebuilt += u32::from(!matches!(opened.report.index, Rebuilt::Checkpoint));
+        match opened.store.digest() {
+            Ok(digest) => assert_eq!(digest, expected, "round {round}"),
+            Err(_) => {
+                // It was met later; the next start knows.
+                met += 1;
+                drop(opened);
+                let again = crate::world::open(&files.kill()).unwrap();
+                assert_eq!(again.store.digest().unwrap(), expected, "round {round}");
+            }
+        }
+    }
+    assert!(rebuilt > 50, "{rebuilt} rebuilt, {met} met later");
+}

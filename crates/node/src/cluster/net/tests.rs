@@ -323,3 +323,99 @@ fn the_name_that_a_certificate_needs_is_the_host_that_is_dialled() {
         );
     }
 }
+
+/// A pair of ends without TLS.
+async fn pair() -> (Ends, Ends) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    let near = TcpStream::connect(address).await.expect("it listens");
+    (Ends::plain(near), Ends::plain(listener.accept().await.expect("we came").0))
+}
+
+fn goodbye(number: u32, reason: &str) -> Frame {
+    Frame::Goodbye(Goodbye { epoch: Epoch(1), reason: reason.to_owned(), reconnect_after_ms: Some(number) })
+}
+
+/// One sender has no time to wait, the other sends frames that no socket takes at once; the reader is slow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_two_senders_come_whole_and_in_the_order_of_each() {
+    const EACH: u32 = 300;
+    let (mut near, mut far) = pair().await;
+    near.reader.decoder.authenticated();
+    far.reader.decoder.authenticated();
+    let line = near.writer.line().expect("there is no TLS");
+    let quick = std::thread::spawn(move || {
+        let mut refused = 0_u32;
+        for number in 0..EACH {
+            while !line.try_send(|| Some(goodbye(number, "quick"))) {
+                refused += 1;
+                std::thread::yield_now();
+            }
+        }
+        refused
+    });
+    let mut writer = near.writer;
+    let slow = tokio::spawn(async move {
+        let body = vec![7; READ_BYTES + 1000];
+        for number in 0..EACH {
+            let update = kahawai_kdbr::JournalUpdate {
+                epoch: Epoch(1),
+                first_lsn: kahawai_types::Lsn(number.into()),
+                prev_chain: 0,
+                commit: kahawai_types::Lsn(0),
+                batches: body.clone().into(),
+            };
+            writer.send(&update.into()).await.expect("sent");
+        }
+        writer
+    });
+    let (mut of_quick, mut of_slow) = (0, 0);
+    let all = async {
+        while of_quick < EACH || of_slow < EACH {
+            match far.reader.next().await.expect("a frame") {
+                Frame::Goodbye(frame) => {
+                    assert_eq!(frame.reconnect_after_ms, Some(of_quick));
+                    of_quick += 1;
+                }
+                Frame::JournalUpdate(update) => {
+                    assert_eq!(update.first_lsn.0, u64::from(of_slow));
+                    assert_eq!(update.batches.len(), READ_BYTES + 1000);
+                    of_slow += 1;
+                }
+                other => panic!("{}", other.name()),
+            }
+        }
+    };
+    // What the quick one leaves is sent by the task when it is asked to; here it sends something itself all the time, then flushes.
+    let flushed = async {
+        let mut writer = slow.await.expect("it ends");
+        loop {
+            writer.flush().await.expect("sent");
+            writer.left().await;
+        }
+    };
+    tokio::select! {
+        () = all => {}
+        () = flushed => unreachable!("it waits for more"),
+    }
+    quick.join().expect("it ends");
+}
+
+#[tokio::test]
+async fn nobody_sends_ahead_on_a_connection_whose_task_is_gone_or_has_something_queued() {
+    let (mut near, mut far) = pair().await;
+    far.reader.decoder.authenticated();
+    let line = near.writer.line().expect("there is no TLS");
+    near.writer.add(|out| goodbye(1, "queued").encode(out));
+    assert!(!line.try_send(|| panic!("it is not even made")), "something is in front of it");
+    near.writer.flush().await.expect("sent");
+    assert!(!line.try_send(|| None), "there was nothing to be sent after all");
+    assert!(line.try_send(|| Some(goodbye(2, "ahead"))));
+    drop(near.writer);
+    assert!(!line.try_send(|| panic!("it is not even made")), "the task is gone");
+    for number in 1..3 {
+        let Frame::Goodbye(frame) = far.reader.next().await.expect("a frame") else { panic!("another") };
+        assert_eq!(frame.reconnect_after_ms, Some(number));
+    }
+    assert!(matches!(far.reader.next().await, Err(NetError::Closed)), "the line keeps no socket open");
+}
