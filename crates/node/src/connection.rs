@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 use crate::ahead::Socket;
 use crate::core::{Core, Hold, Shared};
 use crate::outbox::{Item, Outbox};
-use crate::threads::read;
+use crate::threads::read_wherever;
 
 /// Room that a read offers: little for a client that sends little, more while reads fill it.
 const READ_BYTES_MIN: usize = 8 << 10;
@@ -591,11 +591,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             Source::Memory(message) => {
                 self.machine.deliver(delivery, message, &mut self.out);
             }
-            Source::Stored(_, entry) => match read(&mut self.window, entry) {
-                Ok(message) => {
+            Source::Stored(at, entry) => match read_wherever(&mut self.window, &self.shared, *at, entry) {
+                Ok(Some(message)) => {
                     self.machine.deliver(delivery, &message, &mut self.out);
                 }
-                Err(reason) => {
+                unread => {
+                    let reason = unread.err().unwrap_or_else(|| "it is gone".to_owned());
                     error!(location = %entry.location, %reason, "a stored message is unreadable and is not delivered");
                     let Some(connection) = self.connection else { return };
                     let (now, consumer, tag) = (self.shared.now(), delivery.consumer, delivery.tag);

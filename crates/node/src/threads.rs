@@ -7,7 +7,7 @@ use std::time::Duration;
 use kahawai_broker::{LoadResult, Loaded, ScanResult, Verdict};
 use kahawai_journal::{Journal, Preparer, SealedBatch, WindowReader, Writer};
 use kahawai_message::Message;
-use kahawai_message::storage::Entry;
+use kahawai_message::storage::{DestinationKey, Entry, Storage};
 use kahawai_store::collect::{MOVES_PER_STEP, candidates};
 use kahawai_types::Lsn;
 use tracing::{error, info, warn};
@@ -305,6 +305,25 @@ pub fn read(window: &mut WindowReader, entry: &Entry) -> Result<Message, String>
     }
 }
 
+/// The same, also if it was moved since the broker learnt its place: what is delivered again, or waited long, may have been. `None`: it
+/// is gone.
+pub fn read_wherever(
+    window: &mut WindowReader,
+    shared: &Shared,
+    destination: DestinationKey,
+    entry: &Entry,
+) -> Result<Option<Message>, String> {
+    let reason = match read(window, entry) {
+        Ok(message) => return Ok(Some(message)),
+        Err(reason) => reason,
+    };
+    match shared.with(|core| core.store.entry(destination, entry.sequence)) {
+        Ok(Some(found)) if found.location != entry.location => read(window, &found).map(Some),
+        Ok(None) => Ok(None),
+        _ => Err(reason),
+    }
+}
+
 /// Reads messages for selectors and dead letters.
 pub fn errands(shared: &Arc<Shared>, receiver: mpsc::Receiver<Errand>) -> std::io::Result<JoinHandle<()>> {
     spawn("errands", shared, move |shared| {
@@ -319,9 +338,9 @@ pub fn errands(shared: &Arc<Shared>, receiver: mpsc::Receiver<Errand>) -> std::i
                 Errand::Scan(request) => {
                     let mut verdicts = Vec::with_capacity(request.entries.len());
                     for entry in &request.entries {
-                        verdicts.push(match read(&mut window, entry) {
-                            Ok(message) => request.judge(&message),
-                            Err(_) => Verdict::Unreadable,
+                        verdicts.push(match read_wherever(&mut window, shared, request.destination, entry) {
+                            Ok(Some(message)) => request.judge(&message),
+                            _ => Verdict::Unreadable,
                         });
                     }
                     let now = shared.now();
@@ -332,20 +351,17 @@ pub fn errands(shared: &Arc<Shared>, receiver: mpsc::Receiver<Errand>) -> std::i
                     });
                 }
                 Errand::Load(request) => {
-                    let read = read(&mut window, &request.entry);
+                    let read = read_wherever(&mut window, shared, request.destination, &request.entry);
+                    let message = match read {
+                        Ok(Some(message)) => Loaded::Message(Box::new(message)),
+                        Ok(None) => Loaded::Gone,
+                        Err(reason) => {
+                            error!(location = %request.entry.location, %reason, "a message is unreadable");
+                            Loaded::Unreadable
+                        }
+                    };
                     let now = shared.now();
                     shared.with(|core| {
-                        use kahawai_message::storage::Storage;
-                        let message = match read {
-                            Ok(message) => Loaded::Message(Box::new(message)),
-                            Err(reason) => match core.store.entry(request.destination, request.entry.sequence) {
-                                Ok(None) => Loaded::Gone,
-                                _ => {
-                                    error!(location = %request.entry.location, %reason, "a message is unreadable");
-                                    Loaded::Unreadable
-                                }
-                            },
-                        };
                         let result = LoadResult { request, message };
                         let result = core.broker.loaded(now, result, &mut core.store, &mut core.effects);
                         core.check(result);

@@ -17,7 +17,7 @@ use kahawai_message::front::{
     TransactionNumber,
 };
 use kahawai_message::properties::{PropertiesBuilder, PropertyValue};
-use kahawai_message::storage::{Applied, Entry, Storage, StorageError};
+use kahawai_message::storage::{Applied, DestinationKey, Entry, Storage, StorageError};
 use kahawai_message::{BodyKind, Content, Destination, Message, MessageId, Millis, ProducerId, Text};
 use kahawai_store::Store;
 use kahawai_store::inspect::read_message;
@@ -580,14 +580,16 @@ impl Service {
         }
     }
 
-    fn read(&self, entry: &Entry) -> Option<Message> {
-        read_message(&self.reader, entry.location, entry.size).ok()
+    /// It may have been moved since the broker learnt its place.
+    fn read(&self, store: &mut Store, at: DestinationKey, entry: &Entry) -> Option<Message> {
+        let read = |entry: &Entry| read_message(&self.reader, entry.location, entry.size).ok();
+        read(entry).or_else(|| read(&store.entry(at, entry.sequence).ok()??))
     }
 
     fn run(&mut self, now: Millis, store: &mut Store, errand: Errand) {
         let result = match errand {
             Errand::Scan(request) => {
-                let verdict = |entry| match self.read(entry) {
+                let verdict = |entry| match self.read(store, request.destination, entry) {
                     Some(message) => request.judge(&message),
                     None => Verdict::Unreadable,
                 };
@@ -595,7 +597,7 @@ impl Service {
                 self.broker.scanned(now, ScanResult { request, verdicts }, store, &mut self.effects)
             }
             Errand::Load(request) => {
-                let message = match self.read(&request.entry) {
+                let message = match self.read(store, request.destination, &request.entry) {
                     Some(message) => Loaded::Message(Box::new(message)),
                     None => match store.entry(request.destination, request.entry.sequence) {
                         Ok(None) => Loaded::Gone,
@@ -612,7 +614,7 @@ impl Service {
         let stored;
         let message: &Message = match &delivery.source {
             Source::Memory(message) => message,
-            Source::Stored(_, entry) => match self.read(entry) {
+            Source::Stored(at, entry) => match self.read(store, *at, entry) {
                 Some(message) => {
                     stored = message;
                     &stored

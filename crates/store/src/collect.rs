@@ -70,6 +70,11 @@ impl Store {
 
     /// The oldest file that is kept only by few live messages, if moving them is worth the while.
     pub fn sparse_file(&self) -> Option<u32> {
+        self.sparser_file(SPARSE_SHARE)
+    }
+
+    /// The same with another share of live bytes, one in so many.
+    pub fn sparser_file(&self, share: u64) -> Option<u32> {
         let files = self.journal.files();
         if files.len() < FILES_BEFORE_MOVING {
             return None;
@@ -79,9 +84,10 @@ impl Store {
             .iter()
             .take_while(|f| f.id < keep_from)
             .find(|f| {
-                self.state.files.get(f.id).is_some_and(|use_| {
-                    use_.live > 0 && use_.live_bytes.saturating_mul(SPARSE_SHARE) <= f.bytes
-                })
+                self.state
+                    .files
+                    .get(f.id)
+                    .is_some_and(|use_| use_.live > 0 && use_.live_bytes.saturating_mul(share) <= f.bytes)
             })
             .map(|f| f.id)
     }
