@@ -318,7 +318,7 @@ impl Batches {
     }
 
     /// The next batch, if it is one of ours and in memory still.
-    fn from_memory(&mut self, end: Lsn) -> Option<BatchView> {
+    fn remembered(&mut self, end: Lsn) -> Option<BatchView> {
         let (lsn, bytes) = self.catalog.recent(Self::position(self))?;
         let stamp = Stamp::of_batch(&bytes)?;
         let batch_end = Lsn(lsn.0 + bytes.len() as u64);
@@ -334,7 +334,7 @@ impl Batches {
     fn advance(&mut self) -> Result<Option<BatchView>, ReadError> {
         loop {
             let end = self.catalog.end();
-            if let Some(batch) = self.from_memory(end) {
+            if let Some(batch) = self.remembered(end) {
                 return Ok(Some(batch));
             }
             let Some(mut scan) = self.scan.take() else {

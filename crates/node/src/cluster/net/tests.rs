@@ -344,7 +344,7 @@ async fn frames_of_two_senders_come_whole_and_in_the_order_of_each() {
     near.reader.decoder.authenticated();
     far.reader.decoder.authenticated();
     let line = near.writer.line().expect("there is no TLS");
-    let quick = std::thread::spawn(move || {
+    let quick = tokio::task::spawn_blocking(move || {
         let mut refused = 0_u32;
         for number in 0..EACH {
             while !line.try_send(|| Some(goodbye(number, "quick"))) {
@@ -398,7 +398,7 @@ async fn frames_of_two_senders_come_whole_and_in_the_order_of_each() {
         () = all => {}
         () = flushed => unreachable!("it waits for more"),
     }
-    quick.join().expect("it ends");
+    quick.await.expect("it ends");
 }
 
 #[tokio::test]
