@@ -81,6 +81,21 @@ class Zookeeper:
     def address(self):
         return (LOOPBACK, self.port)
 
+    @property
+    def data(self):
+        """All that it knows."""
+        return self.directory / "data"
+
+    def cli(self, *command):
+        """An operator's command, as `delete /path`."""
+        done = subprocess.run(
+            [ZOOKEEPER, "cli", str(self.port), *command],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise Violation(f"ZooKeeper's client: {command}: {done.stdout}{done.stderr}")
+        return done.stdout
+
     def start(self):
         done = subprocess.run(
             [ZOOKEEPER, "start", self.directory, str(self.port)],
@@ -248,8 +263,9 @@ class Cluster:
         self.zookeeper = Zookeeper(self.directory / "zookeeper")
         #: Each node's way to ZooKeeper, if these can be cut.
         self.links = {}
+        self.path = "/kahawai/test"
         self.settings = {
-            "path": "/kahawai/test", "minimum_replicas": minimum_replicas, "session_ms": session_ms,
+            "path": self.path, "minimum_replicas": minimum_replicas, "session_ms": session_ms,
             "options": ["--journal-file-bytes", journal_file_bytes, *options],
         }  # fmt: skip
         self.nodes = {}

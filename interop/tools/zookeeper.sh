@@ -2,6 +2,7 @@
 # ZooKeeper as Debian packages it, one server on loopback.
 #   zookeeper.sh start DIR PORT    prints the pid once it answers
 #   zookeeper.sh stop PID [KILL]
+#   zookeeper.sh cli PORT COMMAND...    one command of its client, as `delete /path`
 # Environment: ZK_TICK_MS=2000 (sessions live 2 to 20 ticks)  ZK_XMX=128m
 set -eu
 
@@ -13,6 +14,11 @@ stop_pid() { # PID SIGNAL: waits until it is gone
         sleep 0.1
     done
     kill -KILL "$1" 2>/dev/null || true
+}
+
+# What its jars need lies in the same folder as everything else that Debian packages.
+class_path() {
+    echo "$(dpkg -L libzookeeper-java | grep '\.jar$' | tr '\n' ':')/usr/share/java/*"
 }
 
 # Whether it serves requests: the port is open some time before that.
@@ -27,7 +33,7 @@ answers() { # PORT
 }
 
 start() { # DIR PORT
-    local dir port=$2 jars pid
+    local dir port=$2 pid
     dir=$(mkdir -p "$1" && cd "$1" && pwd)
     cat >"$dir/zoo.cfg" <<X
 tickTime=${ZK_TICK_MS:-2000}
@@ -39,9 +45,7 @@ maxClientCnxns=0
 admin.enableServer=false
 4lw.commands.whitelist=ruok,dump
 X
-    jars=$(dpkg -L libzookeeper-java | grep '\.jar$' | tr '\n' ':')
-    # What they need lies in the same folder as everything else that Debian packages.
-    setsid nohup java -Xmx"${ZK_XMX:-128m}" -cp "$jars/usr/share/java/*" \
+    setsid nohup java -Xmx"${ZK_XMX:-128m}" -cp "$(class_path)" \
         org.apache.zookeeper.server.quorum.QuorumPeerMain "$dir/zoo.cfg" >"$dir/out.log" 2>&1 </dev/null &
     pid=$!
     for _ in $(seq 600); do
@@ -60,5 +64,6 @@ X
 case "${1:-}" in
 start) start "$2" "$3" ;;
 stop) stop_pid "$2" "${3:-TERM}" ;;
-*) sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+cli) exec java -Xmx64m -cp "$(class_path)" org.apache.zookeeper.ZooKeeperMain -server "127.0.0.1:$2" "${@:3}" ;;
+*) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

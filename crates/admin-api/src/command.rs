@@ -1,5 +1,18 @@
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+/// A cluster record as the election service keeps it: JSON, and too long for a log, which shows its length instead.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RecordText(pub String);
+
+impl fmt::Debug for RecordText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
 
 /// What a node can be told about its cluster. `POST /cluster/<name>` with the fields as a JSON object, for example
 /// `POST /cluster/promote` with `{"node":"b"}`.
@@ -41,6 +54,16 @@ pub enum ClusterCommand {
         /// How many.
         replicas: u32,
     },
+    /// Puts back a cluster record that the election service has lost. For a node that says so and is in the record's in-sync set.
+    /// Whoever asks has made sure that this is the newest record there was.
+    RestoreRecord {
+        /// The cluster that is meant, 32 hex digits.
+        cluster_id: String,
+        /// The newest copy that any node has.
+        record: RecordText,
+        /// The highest epoch that any node has promised.
+        promised_epoch: u64,
+    },
 }
 
 /// Why a request is no command.
@@ -54,8 +77,18 @@ pub enum ParseCommandError {
 
 impl ClusterCommand {
     /// The names of all.
-    pub const NAMES: [&'static str; 6] =
-        ["add", "remove", "promote", "step-down", "force-primary", "set-minimum-replicas"];
+    pub const NAMES: [&'static str; 7] = [
+        "add",
+        "remove",
+        "promote",
+        "step-down",
+        "force-primary",
+        "set-minimum-replicas",
+        Self::RESTORE_RECORD,
+    ];
+
+    /// The name of the one command that may be long.
+    pub const RESTORE_RECORD: &'static str = "restore-record";
 
     /// As it stands in the path.
     pub const fn name(&self) -> &'static str {
@@ -66,6 +99,7 @@ impl ClusterCommand {
             Self::StepDown {} => "step-down",
             Self::ForcePrimary { .. } => "force-primary",
             Self::SetMinimumReplicas { .. } => "set-minimum-replicas",
+            Self::RestoreRecord { .. } => Self::RESTORE_RECORD,
         }
     }
 
@@ -130,6 +164,11 @@ mod tests {
             ClusterCommand::StepDown {},
             ClusterCommand::ForcePrimary { cluster_id: "1d".to_owned(), accept_data_loss: true },
             ClusterCommand::SetMinimumReplicas { replicas: 2 },
+            ClusterCommand::RestoreRecord {
+                cluster_id: "1d".to_owned(),
+                record: RecordText("{\n  \"format\": 1\n}".to_owned()),
+                promised_epoch: u64::MAX,
+            },
         ];
         assert_eq!(commands.each_ref().map(ClusterCommand::name), ClusterCommand::NAMES);
         for command in commands {
@@ -147,6 +186,14 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_shown_by_its_length() {
+        let record = RecordText(" ".repeat(1000));
+        let command = ClusterCommand::RestoreRecord { cluster_id: String::new(), record, promised_epoch: 7 };
+        let shown = format!("{command:?}");
+        assert!(shown.contains("1000 bytes") && shown.len() < 200, "{shown}");
+    }
+
+    #[test]
     fn a_slip_in_the_fields_is_named() {
         let check =
             |name: &str, body: &str, expected: &str| match ClusterCommand::parse(name, body.as_bytes()) {
@@ -158,6 +205,8 @@ mod tests {
         check("step-down", r#"{"node":"b"}"#, "unknown field");
         check("force-primary", r#"{"cluster_id":"1d"}"#, "accept_data_loss");
         check("set-minimum-replicas", r#"{"replicas":-1}"#, "u32");
+        check("restore-record", r#"{"cluster_id":"1d","promised_epoch":1}"#, "record");
+        check("restore-record", r#"{"cluster_id":"1d","promised_epoch":1,"record":{}}"#, "string");
         check("add", "{", "EOF");
         check("add", r#"["b"]"#, "map");
         check("step-down", "null", "map");

@@ -226,6 +226,8 @@ pub struct ElectionStatus {
     /// What keeps this node from its place, in words that go after "waits for": "node b, the last in-sync member". `None`
     /// for whoever has its place.
     pub waiting_for: Option<String>,
+    /// Why nobody is elected before an operator has restored the cluster record: it is missing, or older than one that was seen.
+    pub lost: Option<String>,
     /// Who is there, by what they say themselves. A hint, not a promise.
     pub present: Vec<Presence>,
 }

@@ -1,6 +1,6 @@
 use std::pin::Pin;
 
-use kahawai_admin_api::{ApiError, ClusterCommand, Status};
+use kahawai_admin_api::{ApiError, ClusterCommand, Status, StoredRecord};
 
 /// A command under way: what was done, in words, or why not.
 pub type CommandFuture = Pin<Box<dyn Future<Output = Result<String, CommandError>> + Send>>;
@@ -9,6 +9,12 @@ pub type CommandFuture = Pin<Box<dyn Future<Output = Result<String, CommandError
 pub trait Control: Send + Sync + 'static {
     /// How the node is now. May wait for a lock; called from a thread where that hurts nobody, one call at a time.
     fn status(&self) -> Status;
+
+    /// What the node has stored of its cluster's record. Reads its disk; called as [`status`](Self::status) is, beside it.
+    ///
+    /// # Errors
+    /// The node is in no cluster, or what it has stored cannot be read.
+    fn stored_record(&self) -> Result<StoredRecord, CommandError>;
 
     /// Begins to carry out a command. The future is driven to its end even if whoever asked has gone.
     fn command(&self, command: ClusterCommand) -> CommandFuture;

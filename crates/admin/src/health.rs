@@ -26,6 +26,10 @@ pub fn ready(status: &Status, wanted: Wanted) -> Result<String, String> {
             Err(in_state(status, "does not serve clients yet"))
         }
         (Role::Replica, Wanted::Any | Wanted::Replica) => {
+            // Whoever is in sync by an old record, or was by one that is gone, does not take over.
+            if let Some(why) = lost(status) {
+                return Err(format!("replica: {why}"));
+            }
             if !status.is_in_sync() {
                 return Err(in_state(status, "not in the in-sync set"));
             }
@@ -59,6 +63,9 @@ pub fn stop_safe(status: &Status) -> Result<String, String> {
     if let Some(suspended) = &status.suspended {
         return Err(format!("persistent work is suspended already: {}", suspended.reason));
     }
+    if let Some(why) = lost(status) {
+        return Err(format!("{why}: what this node knows is needed to put it back"));
+    }
     if status.role == Role::Replica && !status.is_in_sync() {
         return Ok("a replica that is not in the in-sync set: nobody waits for it".to_owned());
     }
@@ -89,6 +96,11 @@ pub fn stop_safe(status: &Status) -> Result<String, String> {
 
 fn hears_election(status: &Status) -> bool {
     status.election.as_ref().is_none_or(|election| election.connected)
+}
+
+fn lost(status: &Status) -> Option<String> {
+    let why = status.election.as_ref()?.lost.as_ref()?;
+    Some(format!("the cluster record is lost ({why})"))
 }
 
 fn in_state(status: &Status, what: &str) -> String {
@@ -185,6 +197,18 @@ mod tests {
             status.election.as_mut().unwrap().connected = false;
             check(stop_safe(&status), Err("election service"));
         }
+    }
+
+    #[test]
+    fn while_the_record_is_lost_nobody_is_ready_and_nobody_may_stop() {
+        let mut status = replica();
+        status.election.as_mut().unwrap().lost = Some("the record is missing".to_owned());
+        check(ready(&status, Wanted::Any), Err("the cluster record is lost (the record is missing)"));
+        check(stop_safe(&status), Err("the cluster record is lost (the record is missing)"));
+        // By the old one that it sees.
+        status.in_sync.clear();
+        check(ready(&status, Wanted::Replica), Err("the cluster record is lost"));
+        check(stop_safe(&status), Err("needed to put it back"));
     }
 
     #[test]

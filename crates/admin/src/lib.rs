@@ -15,6 +15,7 @@
 //! GET  /metrics                          Prometheus text format
 //! GET  /livez  /readyz  /readyz?role=primary|replica    200 or 503
 //! GET  /stop-safe                        200 or 409
+//! GET  /cluster/record                   StoredRecord as JSON
 //! POST /cluster/<command>                CommandResult
 //! anything but success                   ApiError
 //! ```

@@ -134,6 +134,8 @@ fn election(page: &mut Page, status: &Status) {
         .sample(&labels, u8::from(election.connected));
     page.gauge("kahawai_election_record_version", "Version of the cluster record that is known.")
         .sample(&labels, election.record_version);
+    page.gauge("kahawai_election_record_lost", "Whether an operator has to restore the cluster record.")
+        .sample(&labels, u8::from(election.lost.is_some()));
     page.gauge("kahawai_election_waiting_info", "What keeps the node from its place, in a label.");
     if let Some(waiting_for) = &election.waiting_for {
         page.sample(&[("waiting_for", waiting_for)], 1);

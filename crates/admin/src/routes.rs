@@ -16,7 +16,7 @@ use kahawai_admin_api::{ApiError, ClusterCommand, CommandResult, ParseCommandErr
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::control::{CommandErrorKind, Control};
+use crate::control::{CommandError, CommandErrorKind, Control};
 use crate::guard::{Refusal, may_command};
 use crate::health::{self, Wanted};
 use crate::metrics::metrics;
@@ -24,6 +24,8 @@ use crate::server::Options;
 
 /// What a request's body may be.
 const BODY_BYTES_MAX: usize = 64 << 10;
+/// The same where a cluster record is in it: 256 KiB at most, twice as long as a text in JSON.
+const RECORD_BODY_BYTES_MAX: usize = (512 << 10) + BODY_BYTES_MAX;
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Where a request comes from.
@@ -36,18 +38,30 @@ struct Api {
     control: Arc<dyn Control>,
     options: Arc<Options>,
     /// Asking takes its turn: a node that hangs costs one thread, not one for each request.
-    asking: Arc<tokio::sync::Mutex<()>>,
+    asking: Turn,
+    /// Asking for what is on the disk has a turn of its own, which keeps nobody from hearing how the node is.
+    recalling: Turn,
 }
+
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 impl Api {
     /// How the node is now.
     async fn status(&self) -> Result<Status, Refusal> {
+        self.ask(&self.asking, |control| control.status()).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        turn: &Turn,
+        question: fn(&dyn Control) -> T,
+    ) -> Result<T, Refusal> {
         let ask = async {
-            let turn = Arc::clone(&self.asking).lock_owned().await;
+            let turn = Arc::clone(turn).lock_owned().await;
             let control = Arc::clone(&self.control);
             tokio::task::spawn_blocking(move || {
                 let _turn = turn;
-                control.status()
+                question(&*control)
             })
             .await
         };
@@ -56,7 +70,7 @@ impl Api {
             (StatusCode::SERVICE_UNAVAILABLE, ApiError { error, advice })
         };
         match timeout(self.options.status_timeout, ask).await {
-            Ok(Ok(status)) => Ok(status),
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(hangs(format!("the node cannot say how it is: {error}"))),
             Err(_) => {
                 let seconds = self.options.status_timeout.as_secs_f64();
@@ -74,11 +88,16 @@ pub(crate) fn router(control: Arc<dyn Control>, options: Arc<Options>) -> Router
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/stop-safe", get(stop_safe))
+        .route("/cluster/record", get(stored_record))
+        .route(
+            "/cluster/restore-record",
+            post(restore_record).layer(DefaultBodyLimit::max(RECORD_BODY_BYTES_MAX)),
+        )
         .route("/cluster/{command}", post(command))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(Api { control, options, asking: Arc::default() })
+        .with_state(Api { control, options, asking: Turn::default(), recalling: Turn::default() })
 }
 
 async fn status(State(api): State<Api>) -> Response {
@@ -137,12 +156,33 @@ async fn stop_safe(State(api): State<Api>) -> Response {
     }
 }
 
+async fn stored_record(State(api): State<Api>) -> Response {
+    match api.ask(&api.recalling, |control| control.stored_record()).await {
+        Ok(Ok(stored)) => fresh(Json(stored).into_response()),
+        Ok(Err(error)) => refuse(not_done(error)),
+        Err(refusal) => refuse(refusal),
+    }
+}
+
 async fn command(
     State(api): State<Api>,
     Extension(Peer(peer)): Extension<Peer>,
     Path(name): Path<String>,
     request: Request,
 ) -> Response {
+    take(&api, peer, &name, BODY_BYTES_MAX, request).await
+}
+
+async fn restore_record(
+    State(api): State<Api>,
+    Extension(Peer(peer)): Extension<Peer>,
+    request: Request,
+) -> Response {
+    take(&api, peer, ClusterCommand::RESTORE_RECORD, RECORD_BODY_BYTES_MAX, request).await
+}
+
+/// Takes a command whose body is so long at most.
+async fn take(api: &Api, peer: SocketAddr, name: &str, body_bytes_max: usize, request: Request) -> Response {
     if let Err(refused) = may_command(&api.options, peer, request.uri(), request.headers()) {
         warn!(%peer, command = name, reason = refused.1.error, "command refused");
         return refuse(refused);
@@ -150,13 +190,13 @@ async fn command(
     let body = match timeout(api.options.request_timeout, Bytes::from_request(request, &())).await {
         Ok(Ok(body)) => body,
         Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            let error = format!("the body is longer than {BODY_BYTES_MAX} bytes");
+            let error = format!("the body is longer than {body_bytes_max} bytes");
             return refuse(refusal(rejection.status(), &error, ""));
         }
         Ok(Err(rejection)) => return refuse(refusal(rejection.status(), "the body broke off", "")),
         Err(_) => return refuse(refusal(StatusCode::REQUEST_TIMEOUT, "the body took too long to come", "")),
     };
-    let parsed = match ClusterCommand::parse(&name, &body) {
+    let parsed = match ClusterCommand::parse(name, &body) {
         Ok(parsed) => parsed,
         Err(ParseCommandError::Unknown) => {
             let advice = format!("there are {}", ClusterCommand::NAMES.join(", "));
@@ -177,14 +217,7 @@ async fn command(
         }
         Ok(Ok(Err(error))) => {
             warn!(command = name, %error, "command not done");
-            let status = match error.kind {
-                CommandErrorKind::Invalid => StatusCode::BAD_REQUEST,
-                CommandErrorKind::NotFound => StatusCode::NOT_FOUND,
-                CommandErrorKind::Refused => StatusCode::CONFLICT,
-                CommandErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-                CommandErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            refuse((status, error.into()))
+            refuse(not_done(error))
         }
         Ok(Err(error)) => {
             warn!(command = name, %error, "command broke off");
@@ -204,13 +237,25 @@ async fn command(
     }
 }
 
+fn not_done(error: CommandError) -> Refusal {
+    let status = match error.kind {
+        CommandErrorKind::Invalid => StatusCode::BAD_REQUEST,
+        CommandErrorKind::NotFound => StatusCode::NOT_FOUND,
+        CommandErrorKind::Refused => StatusCode::CONFLICT,
+        CommandErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        CommandErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    (status, error.into())
+}
+
 async fn unknown_path() -> Response {
-    let advice = "there are /status, /metrics, /livez, /readyz, /stop-safe and /cluster/<command>";
+    let advice =
+        "there are /status, /metrics, /livez, /readyz, /stop-safe, /cluster/record and /cluster/<command>";
     refuse(refusal(StatusCode::NOT_FOUND, "there is nothing under this path", advice))
 }
 
 async fn wrong_method() -> Response {
-    let advice = "commands under /cluster/ are POSTs, everything else is a GET";
+    let advice = "commands under /cluster/ are POSTs; /cluster/record and everything else is a GET";
     refuse(refusal(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method", advice))
 }
 

@@ -1,10 +1,11 @@
 //! `kahawai status` and `kahawai cluster`: what a node says of itself and of its cluster, and what it can be told.
 //!
-//! All of it is one or two requests to a node's admin API. With `--json` its answer is printed as it came, else [`report`] says
-//! the same in a few lines, with what is wrong and what to do at the end.
+//! Nearly all of it is one or two requests to a node's admin API. With `--json` its answer is printed as it came, else [`report`]
+//! says the same in a few lines, with what is wrong and what to do at the end. One command asks all nodes: [`restore`].
 
 mod http;
 mod report;
+mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -85,6 +86,22 @@ enum ClusterSubcommand {
         /// How many; with 0 the primary goes on alone.
         replicas: u32,
     },
+    /// Put back the cluster record that ZooKeeper has lost (ELECTION_STATE_LOST), out of what the nodes have kept of it. Not --admin
+    /// is asked but all nodes at --from. Without --cluster-id it only shows what they know.
+    RestoreRecord(RestoreArguments),
+}
+
+#[derive(Args, Clone, Debug)]
+struct RestoreArguments {
+    /// Admin API of a node; once for each node of the cluster.
+    #[arg(long, value_name = "URL", required = true)]
+    from: Vec<Address>,
+    /// A node that is gone for good, with its disk, and cannot be asked: if it knew a newer record, confirmed messages may be lost.
+    #[arg(long, value_name = "NODE")]
+    without: Vec<String>,
+    /// The cluster's id, so that no other cluster is meant.
+    #[arg(long, value_name = "ID")]
+    cluster_id: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -128,12 +145,15 @@ async fn run_cluster(arguments: ClusterArguments, out: &mut String) -> anyhow::R
         ClusterSubcommand::Promote { node } => ClusterCommand::Promote { node },
         ClusterSubcommand::StepDown => ClusterCommand::StepDown {},
         ClusterSubcommand::SetMinimumReplicas { replicas } => ClusterCommand::SetMinimumReplicas { replicas },
+        ClusterSubcommand::RestoreRecord(restoring) => {
+            return restore::run(admin, &restoring, out).await.map(|()| ExitCode::SUCCESS);
+        }
         ClusterSubcommand::ForcePrimary { cluster_id, accept_data_loss } => {
             let answer = ask(admin).await?;
             if answer.status != OK {
                 return refused(admin, answer, out);
             }
-            let status = understood(admin, answer, serde_json::from_value)?;
+            let status = understood(&admin.admin, answer, serde_json::from_value)?;
             // Also for those who are sure: it is the last time that anybody can see it.
             if !admin.json {
                 out.push_str(&report::forced(&status));
@@ -173,7 +193,7 @@ struct Answer {
 }
 
 async fn ask(admin: &AdminArguments) -> anyhow::Result<Answer> {
-    answer(admin, &http::get(&admin.admin, "/status", STATUS_TIMEOUT).await?)
+    answer(&admin.admin, &http::get(&admin.admin, "/status", STATUS_TIMEOUT).await?)
 }
 
 async fn show(
@@ -188,7 +208,7 @@ async fn show(
     if admin.json {
         put_json(&answer.value, out);
     } else {
-        out.push_str(&report(&understood(admin, answer, serde_json::from_value)?));
+        out.push_str(&report(&understood(&admin.admin, answer, serde_json::from_value)?));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -198,22 +218,30 @@ async fn send(
     command: &ClusterCommand,
     out: &mut String,
 ) -> anyhow::Result<ExitCode> {
-    let token = admin.token_file.as_deref().map(read_token).transpose()?;
-    let path = format!("/cluster/{}", command.name());
-    let body = command.fields().to_string();
-    let response = http::post(&admin.admin, &path, token.as_deref(), &body, COMMAND_TIMEOUT).await?;
-    let answer = answer(admin, &response)?;
+    let answer = order(admin, &admin.admin, command).await?;
     if answer.status != OK {
         return refused(admin, answer, out);
     }
     if admin.json {
         put_json(&answer.value, out);
     } else {
-        let CommandResult { text, .. } = understood(admin, answer, serde_json::from_value)?;
+        let CommandResult { text, .. } = understood(&admin.admin, answer, serde_json::from_value)?;
         out.push_str(&text);
         out.push('\n');
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives a command to the node at `address`.
+async fn order(
+    admin: &AdminArguments,
+    address: &Address,
+    command: &ClusterCommand,
+) -> anyhow::Result<Answer> {
+    let token = admin.token_file.as_deref().map(read_token).transpose()?;
+    let path = format!("/cluster/{}", command.name());
+    let body = command.fields().to_string();
+    answer(address, &http::post(address, &path, token.as_deref(), &body, COMMAND_TIMEOUT).await?)
 }
 
 fn read_token(path: &Path) -> anyhow::Result<String> {
@@ -226,8 +254,8 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     Ok(token.to_owned())
 }
 
-fn answer(admin: &AdminArguments, response: &Response) -> anyhow::Result<Answer> {
-    let (address, status) = (&admin.admin, response.status);
+fn answer(address: &Address, response: &Response) -> anyhow::Result<Answer> {
+    let status = response.status;
     match serde_json::from_slice(&response.body) {
         Ok(value @ Value::Object(_)) => Ok(Answer { status, value }),
         _ => bail!(
@@ -238,12 +266,12 @@ fn answer(admin: &AdminArguments, response: &Response) -> anyhow::Result<Answer>
 
 /// What the answer says, to be shown to people.
 fn understood<T>(
-    admin: &AdminArguments,
+    address: &Address,
     mut answer: Answer,
     read: fn(Value) -> serde_json::Result<T>,
 ) -> anyhow::Result<T> {
     make_printable(&mut answer.value);
-    read(answer.value).with_context(|| format!("the answer of {} is unreadable", admin.admin))
+    read(answer.value).with_context(|| format!("the answer of {address} is unreadable"))
 }
 
 /// The node said no: its words, and a code that scripts see.
@@ -252,10 +280,15 @@ fn refused(admin: &AdminArguments, answer: Answer, out: &mut String) -> anyhow::
         put_json(&answer.value, out);
         return Ok(ExitCode::FAILURE);
     }
+    bail!("{}", refusal(&admin.admin, answer)?)
+}
+
+/// The words of a node that said no.
+fn refusal(address: &Address, answer: Answer) -> anyhow::Result<String> {
     let status = answer.status;
     let ApiError { error, advice } =
-        understood(admin, answer, serde_json::from_value).with_context(|| format!("status {status}"))?;
-    if advice.is_empty() { bail!("{error}") } else { bail!("{error}; {advice}") }
+        understood(address, answer, serde_json::from_value).with_context(|| format!("status {status}"))?;
+    Ok(if advice.is_empty() { error } else { format!("{error}; {advice}") })
 }
 
 fn put_json(value: &Value, out: &mut String) {
@@ -266,11 +299,13 @@ fn put_json(value: &Value, out: &mut String) {
 /// Takes control characters out of all texts: names come from clients, and must not move anybody's cursor.
 fn make_printable(value: &mut Value) {
     match value {
-        Value::String(text) if text.contains(char::is_control) => {
-            *text = text.replace(char::is_control, "\u{fffd}");
-        }
+        Value::String(text) if text.contains(char::is_control) => *text = printable(text),
         Value::Array(values) => values.iter_mut().for_each(make_printable),
         Value::Object(fields) => fields.values_mut().for_each(make_printable),
         _ => {}
     }
+}
+
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }

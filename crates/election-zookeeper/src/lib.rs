@@ -8,8 +8,8 @@
 //! Reading order: [`Uri`] and [`Options`]; [`ZookeeperProvider`], which answers calls over the current session; `supervise`,
 //! the one task that makes sessions, one after the other; `session`, what it does while one lives.
 //!
-//! - A compare-and-set is one transaction: the grant's node exists (its name is never used twice), and the record has the
-//!   expected version. Whose session has expired has no such node, so that its write fails inside ZooKeeper.
+//! - A compare-and-set is one transaction: the grant's node exists (its name is never used twice, unless somebody deletes the
+//!   directory, and then by the same process only, whose requests keep their order), and the record has the expected version. Whose session has expired has no such node, so that its write fails inside ZooKeeper.
 //! - A session is renewed by `sync`, which goes through the leader: an answer that a cut-off follower gives from its own
 //!   memory proves nothing. The lease is counted from when the renewal *before* the last answered one was sent, because a
 //!   follower passes a sign of life on to the leader up to half a tick later, and may die before.

@@ -107,6 +107,15 @@ impl Shared {
         })
     }
 
+    /// What is there for as long as there is the cluster, if it is not.
+    pub(crate) async fn make_directories(&self, client: &Client) -> Result<(), Error> {
+        let directory = self.create_options(CreateMode::Persistent);
+        for name in ["election", "presence"] {
+            client.mkdir(&self.path(name), &directory).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn set_client(&self, client: Option<Client>) {
         *lock(&self.current) = Current { client, grant: None };
     }

@@ -210,8 +210,10 @@ impl<'a> Session<'a> {
         };
         if name == "record" {
             self.shared.tell(ProviderEvent::RecordChanged);
-        } else if name.starts_with("election/") {
+        } else if name == "election" || name.starts_with("election/") {
             self.is_queue_dirty = true;
+        } else if name == "presence" {
+            self.is_presence_dirty = true;
         } else if let Some(node) = name.strip_prefix("presence/") {
             self.shared.tell(ProviderEvent::PresenceChanged);
             if node == self.shared.options.node.0 && event.event_type == EventType::NodeDeleted {
@@ -264,6 +266,7 @@ impl<'a> Session<'a> {
             if let Err(error) = result {
                 debug!(%error, "the queue for the grant could not be settled");
                 self.is_queue_dirty = true;
+                self.make_directories_again(&error).await;
                 return false;
             }
         }
@@ -272,10 +275,24 @@ impl<'a> Session<'a> {
             if let Err(error) = self.settle_presence().await {
                 debug!(%error, "the presence could not be published");
                 self.is_presence_dirty = true;
+                self.make_directories_again(&error).await;
                 return false;
             }
         }
         true
+    }
+
+    /// Somebody may delete the whole path while the session lives, and nobody else would make it again.
+    async fn make_directories_again(&self, error: &Error) {
+        if *error != Error::NoNode {
+            return;
+        }
+        match self.ask(self.shared.make_directories(&self.client)).await {
+            Ok(()) => {
+                warn!(uri = %self.shared.options.uri, "the cluster's path in ZooKeeper was deleted, and is there again")
+            }
+            Err(error) => debug!(%error, "the cluster's path could not be made again"),
+        }
     }
 
     async fn settle_queue(&mut self) -> Result<(), Error> {

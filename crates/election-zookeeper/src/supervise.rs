@@ -8,7 +8,7 @@ use kahawai_election::{ProviderError, ProviderEvent};
 use kahawai_types::Millis;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
-use zookeeper_client::{Client, CreateMode, Error, SessionState};
+use zookeeper_client::{Client, Error, SessionState};
 
 use crate::provider::{Command, Shared};
 use crate::session::{Ended, Session};
@@ -92,10 +92,7 @@ async fn connect(shared: &Shared) -> Result<(Client, Millis), Error> {
     }
     let started_at = shared.now();
     let client = connector.connect(&options.uri.servers.join(",")).await?;
-    let directory = shared.create_options(CreateMode::Persistent);
-    for name in ["election", "presence"] {
-        client.mkdir(&shared.path(name), &directory).await?;
-    }
+    shared.make_directories(&client).await?;
     Ok((client, started_at))
 }
 

@@ -162,6 +162,9 @@ pub enum Refusal {
     /// The offered record is older than one that this node has seen.
     #[error("this node has seen a newer record")]
     OldRecord,
+    /// The next epoch could not be written in a record.
+    #[error("{0} is too high for an epoch")]
+    TooHigh(Epoch),
     /// There is no record to change.
     #[error("there is no cluster record to start from")]
     NoRecord,

@@ -31,7 +31,7 @@ pub const RECORD_BYTES_MAX: usize = 256 << 10;
 pub const PRESENCE_BYTES_MAX: usize = 64 << 10;
 
 /// What counts up stays below: the next one always exists.
-const COUNT_MAX: u64 = 1 << 62;
+pub(crate) const COUNT_MAX: u64 = 1 << 62;
 const FORMAT: u32 = 1;
 const ACK_POLICY: &str = "IN_SYNC";
 

@@ -58,10 +58,9 @@ impl fmt::Display for Status {
                 f.write_str("no cluster record yet; waiting for a node with data to make it")
             }
             Self::Creating => f.write_str("making the cluster record"),
-            Self::StateLost(why) => write!(
-                f,
-                "ELECTION_STATE_LOST: {why}; restore the record before anything else, as docs/operations.md describes"
-            ),
+            Self::StateLost(why) => {
+                write!(f, "ELECTION_STATE_LOST: {why}; to put it back: kahawai cluster restore-record")
+            }
             Self::Refused(why) => write!(f, "the cluster record is not for this node: {why}"),
             Self::Following { primary, epoch } => write!(f, "{primary} leads in epoch {epoch}"),
             Self::AwaitingInSync(replicas) => {

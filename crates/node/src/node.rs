@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kahawai_admin::{CommandError, CommandErrorKind, CommandFuture, Control};
-use kahawai_admin_api::{BrokerStatus, ClusterCommand, Connector, Member, Role, Status};
+use kahawai_admin_api::{BrokerStatus, ClusterCommand, Connector, Member, Role, Status, StoredRecord};
 use kahawai_broker::Broker;
 use kahawai_env::{Clock, DiskFiles, Entropy, Files, Lock, OsEntropy, SystemClock};
 use kahawai_store::{OpenOptions, Report};
@@ -225,6 +225,11 @@ struct SingleControl {
     started_ms: i64,
 }
 
+fn runs_alone() -> CommandError {
+    CommandError::new(CommandErrorKind::Refused, "this node runs alone")
+        .advise("start it with --cluster, or with an ha.xml")
+}
+
 impl Control for SingleControl {
     fn status(&self) -> Status {
         let commit = self.shared.commit.position();
@@ -266,9 +271,11 @@ impl Control for SingleControl {
         status
     }
 
+    fn stored_record(&self) -> Result<StoredRecord, CommandError> {
+        Err(runs_alone())
+    }
+
     fn command(&self, _command: ClusterCommand) -> CommandFuture {
-        let error = CommandError::new(CommandErrorKind::Refused, "this node runs alone")
-            .advise("start it with --cluster, or with an ha.xml");
-        Box::pin(std::future::ready(Err(error)))
+        Box::pin(std::future::ready(Err(runs_alone())))
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use kahawai_admin_api::{ApiError, ClusterCommand, CommandResult, Status};
+use kahawai_admin_api::{ApiError, ClusterCommand, CommandResult, RecordText, Status, StoredRecord};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
@@ -20,6 +20,7 @@ const SOON: Duration = Duration::from_millis(100);
 #[derive(Default)]
 struct Fake {
     status: Mutex<Status>,
+    stored: Mutex<Option<StoredRecord>>,
     /// The next question is answered once the other end is gone.
     hang: Mutex<Option<Receiver<()>>>,
     commands: Mutex<Vec<ClusterCommand>>,
@@ -52,6 +53,11 @@ impl Control for Fake {
             assert!(hang.recv().is_err(), "the other end only goes");
         }
         self.status.lock().unwrap().clone()
+    }
+
+    fn stored_record(&self) -> Result<StoredRecord, CommandError> {
+        let stored = self.stored.lock().unwrap().clone();
+        stored.ok_or_else(|| CommandError::new(CommandErrorKind::Refused, "alone").advise("join one"))
     }
 
     fn command(&self, command: ClusterCommand) -> CommandFuture {
@@ -182,6 +188,47 @@ async fn questions_are_answered() {
     assert_eq!(get(&served, "/readyz?role=replica").await.error(503).error, "primary, not replica");
     get(&served, "/readyz?role=master").await.error(400);
     assert_eq!(get(&served, "/stop-safe").await.ok(), "2 in sync without it, 2 needed");
+}
+
+#[tokio::test]
+async fn what_is_stored_of_the_record_is_told_to_everybody() {
+    let fake = Fake::new(primary());
+    let served = served(&fake, Options { token: Some("s3cret".to_owned()), ..Options::default() }).await;
+    let alone = get(&served, "/cluster/record").await.error(409);
+    assert_eq!(alone, ApiError { error: "alone".to_owned(), advice: "join one".to_owned() });
+    let record = Some(RecordText("{\n  \"format\": 1\n}".to_owned()));
+    let stored =
+        StoredRecord { node_id: "a".to_owned(), record, promised_epoch: 7, ..StoredRecord::default() };
+    *fake.stored.lock().unwrap() = Some(stored.clone());
+    let answer = get(&served, "/cluster/record").await;
+    assert_eq!(serde_json::from_str::<StoredRecord>(&answer.body).unwrap(), stored);
+    assert!(answer.head.contains("cache-control: no-store"), "{}", answer.head);
+    post(&served, "/cluster/record", "{}").await.error(405);
+    // Also while the node cannot say how it is.
+    let hang = fake.hang();
+    let asking = send(served.address, b"GET /status HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(get(&served, "/cluster/record").await.status, 200);
+    drop(hang);
+    assert_eq!(Answer::of(&self::answer(asking).await).status, 200);
+}
+
+#[tokio::test]
+async fn a_record_may_be_long_and_needs_what_every_command_needs() {
+    let fake = Fake::new(primary());
+    let served = served(&fake, Options::default()).await;
+    // Each of them takes two in the text.
+    let record = RecordText("\n".repeat(256 << 10));
+    let command = ClusterCommand::RestoreRecord { cluster_id: "1d".to_owned(), record, promised_epoch: 7 };
+    let body = command.fields().to_string();
+    assert_eq!(post(&served, "/cluster/restore-record", &body).await.ok(), "done");
+    assert_eq!(fake.commands(), [command]);
+    let too_long = format!("{body}{}", " ".repeat(64 << 10));
+    let refused = post(&served, "/cluster/restore-record", &too_long).await.error(413);
+    assert!(refused.error.contains(&((512 + 64) << 10).to_string()), "{refused:?}");
+    let rebound = posted("/cluster/restore-record", "", &body).replace("127.0.0.1:8161", "evil.example");
+    ask(served.address, &rebound).await.error(403);
+    get(&served, "/cluster/restore-record").await.error(405);
+    assert_eq!(fake.commands().len(), 1);
 }
 
 #[tokio::test]

@@ -307,7 +307,13 @@ fn problems(status: &Status) -> String {
             ));
         }
         let seeks = matches!(status.role, Role::Replica | Role::Starting);
-        if let Some(waiting_for) = election.waiting_for.as_ref().filter(|_| seeks) {
+        if let Some(why) = &election.lost {
+            all.push((
+                format!("the cluster record is lost ({why}), nobody is elected before it is back"),
+                "is the path in the election service the right one? Then see what all nodes know of the record: kahawai cluster \
+                 restore-record --from URL --from URL ...",
+            ));
+        } else if let Some(waiting_for) = election.waiting_for.as_ref().filter(|_| seeks) {
             all.push((
                 format!("node {} waits for {waiting_for}", status.node_id),
                 "start it; if it is gone for good, see what would be lost: kahawai cluster force-primary",
@@ -374,7 +380,7 @@ impl Lines {
 }
 
 /// Columns that are as wide as their widest cell.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max();
     let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
     let mut out = String::new();
@@ -394,7 +400,7 @@ fn yes(is: bool) -> String {
 }
 
 /// Enough of a store's identity to tell two apart.
-fn store(id: &str) -> String {
+pub fn store(id: &str) -> String {
     id.chars().take(STORE_DIGITS).collect()
 }
 

@@ -7,7 +7,7 @@ use clap::Parser;
 use kahawai_admin::{CommandError, CommandErrorKind, CommandFuture, Control, Options};
 use kahawai_admin_api::{
     ElectionStatus, Histogram, JournalStatus, Member, Presence, PrimaryStatus, ReplicaStatus, Role,
-    RoleChange, Suspension, SyncProgress,
+    RoleChange, StoredRecord, Suspension, SyncProgress,
 };
 use kahawai_types::Location;
 use tokio::net::TcpListener;
@@ -34,6 +34,10 @@ struct Fake {
 impl Control for Fake {
     fn status(&self) -> Status {
         self.status.clone()
+    }
+
+    fn stored_record(&self) -> Result<StoredRecord, CommandError> {
+        Err(CommandError::new(CommandErrorKind::Refused, "this node runs alone"))
     }
 
     fn command(&self, command: ClusterCommand) -> CommandFuture {
@@ -288,6 +292,8 @@ async fn what_is_wrong_is_said_with_what_to_do() {
     let mut lost = left_behind();
     lost.election.as_mut().unwrap().waiting_for = None;
     check(&lost, "! node d knows of no primary", "a takeover takes seconds").await;
+    lost.election.as_mut().unwrap().lost = Some("the record is missing".to_owned());
+    check(&lost, "! the cluster record is lost (the record is missing)", "restore-record").await;
 }
 
 #[tokio::test]

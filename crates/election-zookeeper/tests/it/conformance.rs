@@ -143,6 +143,43 @@ async fn a_grant_whose_node_is_gone_is_lost() {
     assert!(matches!(provider.cas(revision, b"1".to_vec(), Some(again)).await, CasResult::Applied(_)));
 }
 
+/// Whatever somebody deletes, sessions that live go on: the grant is lost with the record, and can be won again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_was_deleted_is_made_again() {
+    let server = Server::start().await;
+    let clock = Clock::start();
+    let provider = open(options(server.port, "/x/y", "a", &clock));
+    assert_eq!(provider.next_event().await, ProviderEvent::Connected);
+    let CasResult::Applied(_) = provider.create(b"0".to_vec()).await else { panic!("not made") };
+    provider.publish(b"here".to_vec());
+    await_presence(&provider, b"here").await;
+    let fence = provider.campaign().await.unwrap();
+    let session = provider.session_id();
+
+    let operator = operator(server.port).await;
+    let mut writer = operator.new_multi_writer();
+    for name in operator.list_children("/x/y/election").await.unwrap() {
+        writer.add_delete(&format!("/x/y/election/{name}"), None).unwrap();
+    }
+    for path in ["/x/y/presence/a", "/x/y/presence", "/x/y/election", "/x/y/record", "/x/y", "/x"] {
+        writer.add_delete(path, None).unwrap();
+    }
+    writer.commit().await.unwrap();
+
+    let mended = async {
+        while provider.next_event().await != ProviderEvent::GrantLost(fence) {}
+        await_presence(&provider, b"here").await;
+    };
+    tokio::time::timeout(PATIENCE, mended).await.unwrap();
+    assert_eq!(provider.read().await, Ok(None));
+    let CasResult::Applied(revision) = provider.create(b"1".to_vec()).await else { panic!("not made") };
+    let again = provider.campaign().await.unwrap();
+    assert_ne!(again, fence);
+    assert_eq!(provider.cas(revision, b"2".to_vec(), Some(fence)).await, CasResult::FenceLost);
+    assert!(matches!(provider.cas(revision, b"2".to_vec(), Some(again)).await, CasResult::Applied(_)));
+    assert_eq!(provider.session_id(), session, "it took another session");
+}
+
 /// A second process with our name does not speak for us while we live, and does when we are gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_namesake_waits_for_our_end() {

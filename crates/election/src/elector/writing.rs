@@ -12,6 +12,7 @@ use super::reading::View;
 use super::{Elector, QUEUE_MAX, Role};
 use crate::effect::{Effect, Refusal, StepDownReason};
 use crate::event::Request;
+use crate::format::COUNT_MAX;
 use crate::provider::{CasResult, Fence, Revision};
 use crate::record::{ClusterRecord, Member, Phase, PrimaryRef, REMOVED_MAX};
 
@@ -398,10 +399,14 @@ impl Elector {
             age.map_or(Epoch(0), |age| age.epoch),
         ];
         let epoch = highest.into_iter().max().unwrap_or_default();
+        // Nobody could read the record any more.
+        if epoch.0 >= COUNT_MAX - 1 {
+            return Err(Refusal::TooHigh(epoch));
+        }
         let expected = *revision;
         let version = record.version.max(age.map_or(0, |age| age.version));
         let record = ClusterRecord {
-            epoch: Epoch(epoch.0.saturating_add(1)),
+            epoch: Epoch(epoch.0 + 1),
             version,
             primary: None,
             phase: Phase::Recovering,

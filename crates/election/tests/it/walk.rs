@@ -262,6 +262,23 @@ fn a_record_is_not_restored_without_need_or_from_an_old_copy() {
 }
 
 #[test]
+fn a_promise_that_no_record_can_hold_is_refused_and_a_record_stays_readable() {
+    let (mut world, _) = cluster();
+    let newest = Box::new(world.record().unwrap());
+    world.service_lost_state = true;
+    world.hub.lose_record();
+    world.settle(1_000, |_| false);
+    for promised in [Epoch(u64::MAX), Epoch((1 << 62) - 1)] {
+        let id = world.request(0, Request::RestoreRecord { record: newest.clone(), promised });
+        assert_eq!(world.answers[&id], Err(Refusal::TooHigh(promised)));
+    }
+    let id = world.request(0, Request::RestoreRecord { record: newest, promised: Epoch(1 << 40) });
+    world.settle(1_000, |_| false);
+    assert_eq!(world.answers[&id], Ok(()));
+    assert!(world.settle(30_000, World::is_at_peace), "{:?}", statuses(&world));
+}
+
+#[test]
 fn an_operator_can_force_a_node_with_the_clusters_id() {
     let (mut world, leader) = cluster();
     let outsider = (leader + 1) % 3;

@@ -325,7 +325,7 @@ impl ClusterNode {
 
     /// For the admin API.
     pub fn control(&self) -> Arc<dyn kahawai_admin::Control> {
-        Arc::new(status::NodeControl::new(Arc::clone(&self.stage)))
+        Arc::new(status::NodeControl::new(Arc::clone(&self.stage), Arc::clone(&self.directory.files)))
     }
 
     /// Takes part until `stop` ends, then leaves in good order: a primary lets another node take over first.

@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering;
 use kahawai_admin::{CommandError, CommandErrorKind, CommandFuture, Control};
 use kahawai_admin_api::{
     BrokerStatus, ClusterCommand, Connector, DestinationKind, DestinationStatus, ElectionStatus, Histogram,
-    JournalStatus, Member, Presence, PrimaryStatus, ReplicaStatus, Role, RoleChange, Status, Suspension,
-    SyncProgress,
+    JournalStatus, Member, Presence, PrimaryStatus, RecordText, ReplicaStatus, Role, RoleChange, Status,
+    StoredRecord, Suspension, SyncProgress,
 };
 use kahawai_election::{ClusterRecord, PrimaryRef, Refusal, Request};
+use kahawai_env::Files;
 use kahawai_journal::Journal;
 use kahawai_store::state::State;
-use kahawai_types::{ClusterId, NodeId, ReplicaId, StoreId};
+use kahawai_types::{ClusterId, Epoch, Lsn, NodeId, ReplicaId, StoreId};
 use tokio::sync::oneshot;
 
 use super::bulk::{SinkProgress, Told};
@@ -26,11 +27,12 @@ const DESTINATIONS_MAX: usize = 1000;
 /// A node of a cluster, as its admin API sees it.
 pub(super) struct NodeControl {
     stage: Arc<Stage>,
+    files: Arc<dyn Files>,
 }
 
 impl NodeControl {
-    pub(super) fn new(stage: Arc<Stage>) -> Self {
-        Self { stage }
+    pub(super) fn new(stage: Arc<Stage>, files: Arc<dyn Files>) -> Self {
+        Self { stage, files }
     }
 }
 
@@ -120,6 +122,14 @@ fn waiting_for(status: &kahawai_election::Status) -> Option<String> {
     Some(format!("{}, who {have} everything confirmed", names.join(" or ")))
 }
 
+/// Why nobody is elected before an operator has restored the record.
+fn lost(status: &kahawai_election::Status) -> Option<String> {
+    match status {
+        kahawai_election::Status::StateLost(why) => Some(why.clone()),
+        _ => None,
+    }
+}
+
 fn primary(primary: &PrimaryRef) -> PrimaryStatus {
     PrimaryStatus {
         node: primary.node.to_string(),
@@ -182,9 +192,11 @@ impl Control for NodeControl {
         status.minimum_replicas = record.map_or(0, |record| record.minimum_replicas);
         status.removed =
             record.map_or_else(Vec::new, |record| record.removed.iter().map(ToString::to_string).collect());
-        // The record names a dead primary until it has a successor.
+        let lost = lost(&view.status);
+        // The record names a dead primary until it has a successor, and one that was seen before it was lost names nobody.
         let is_there = |primary: &&PrimaryRef| {
-            view.present.is_empty() || view.present.iter().any(|other| other.boot == primary.boot)
+            lost.is_none()
+                && (view.present.is_empty() || view.present.iter().any(|other| other.boot == primary.boot))
         };
         status.primary = record.and_then(|record| record.primary.as_ref()).filter(is_there).map(primary);
         status.election = Some(ElectionStatus {
@@ -192,6 +204,7 @@ impl Control for NodeControl {
             connected: view.connected,
             record_version: record.map_or(0, |record| record.version),
             waiting_for: waiting_for(&view.status),
+            lost,
             present: view
                 .present
                 .iter()
@@ -224,6 +237,31 @@ impl Control for NodeControl {
         status
     }
 
+    fn stored_record(&self) -> Result<StoredRecord, CommandError> {
+        let stage = &self.stage;
+        // First: what this node wrote before the record was lost is on the disk by now.
+        let election = stage.election.view().status;
+        let failed = |text: String| CommandError::new(CommandErrorKind::Failed, text);
+        let record = kahawai_store::load_record(&self.files).map_err(|error| failed(crate::chain(&error)))?;
+        let record = record.map(|bytes| String::from_utf8(bytes.to_vec())).transpose();
+        let record = record.map_err(|error| failed(format!("the stored cluster record: {error}")))?;
+        let journal = self.journal_end();
+        let leads = matches!(election, kahawai_election::Status::Leading { .. })
+            || matches!(&*unpoisoned(&stage.present), Present::Leading { .. });
+        let identity = stage.identity();
+        Ok(StoredRecord {
+            node_id: identity.node_id.to_string(),
+            store_id: identity.store_id.to_string(),
+            cluster_id: identity.has_joined().then(|| identity.cluster_id.to_string()),
+            record: record.map(RecordText),
+            promised_epoch: identity.promised_epoch.0,
+            last_epoch: journal.map(|(epoch, _)| epoch.0),
+            end: journal.map(|(_, end)| end),
+            lost: lost(&election),
+            leads,
+        })
+    }
+
     fn command(&self, command: ClusterCommand) -> CommandFuture {
         let stage = Arc::clone(&self.stage);
         Box::pin(async move { carry_out(&stage, command).await })
@@ -231,6 +269,18 @@ impl Control for NodeControl {
 }
 
 impl NodeControl {
+    /// The newest epoch in the journal and its end, while the store is open.
+    fn journal_end(&self) -> Option<(Epoch, Lsn)> {
+        match &*unpoisoned(&self.stage.present) {
+            Present::Between(_) => None,
+            Present::Following { following, .. } => {
+                let epoch = following.with(|follower| follower.journal().last_epoch())?;
+                Some((epoch, following.durable()))
+            }
+            Present::Leading { reign, .. } => Some((reign.epoch, reign.status().end)),
+        }
+    }
+
     fn present(&self, status: &mut Status, record: Option<&ClusterRecord>) {
         let stage = &self.stage;
         // Nothing below may wait for a role to change.
@@ -241,9 +291,11 @@ impl NodeControl {
             }
             Present::Following { following, bulk, session, primary } => {
                 status.role = if following.failure().is_some() { Role::Faulted } else { Role::Replica };
+                let election = stage.election.view().status;
                 status.state = match primary {
-                    Some(_) => unpoisoned(session).clone(),
-                    None => stage.election.view().status.to_string(),
+                    // What the session says does not matter then.
+                    Some(_) if lost(&election).is_none() => unpoisoned(session).clone(),
+                    _ => election.to_string(),
                 };
                 status.commit = following.committed();
                 status.durable = following.durable();
@@ -379,7 +431,7 @@ fn refused(refusal: &Refusal) -> CommandError {
         | Refusal::OldRecord
         | Refusal::Removed(_)
         | Refusal::TooManyRemoved => CommandErrorKind::Refused,
-        Refusal::WrongCluster => CommandErrorKind::Invalid,
+        Refusal::WrongCluster | Refusal::TooHigh(_) => CommandErrorKind::Invalid,
         Refusal::Busy | Refusal::NotGranted(_) | Refusal::NoRecord => CommandErrorKind::Unavailable,
         Refusal::SteppedDown => CommandErrorKind::Failed,
     };
@@ -428,7 +480,56 @@ async fn carry_out(stage: &Stage, command: ClusterCommand) -> Result<String, Com
             let forced = stage.election.request(Request::ForcePrimary { cluster_id }).await;
             forced.map(|()| "this node leads".to_owned()).map_err(|e| refused(&e))
         }
+        ClusterCommand::RestoreRecord { cluster_id, record, promised_epoch } => {
+            restore_record(stage, &cluster_id, &record, Epoch(promised_epoch)).await
+        }
     }
+}
+
+/// What is wrong with the record itself is `Invalid`: no other node takes it then either.
+async fn restore_record(
+    stage: &Stage,
+    cluster_id: &str,
+    text: &RecordText,
+    promised: Epoch,
+) -> Result<String, CommandError> {
+    let invalid = |text: String| CommandError::new(CommandErrorKind::Invalid, text);
+    let cluster_id: ClusterId =
+        cluster_id.parse().map_err(|_| invalid("a cluster id has 32 hex digits".into()))?;
+    let record = ClusterRecord::decode(text.0.as_bytes())
+        .map_err(|error| invalid(format!("this is no cluster record: {error}")))?;
+    if record.cluster_id != cluster_id {
+        let theirs = record.cluster_id;
+        return Err(invalid(format!("the record belongs to cluster {theirs}, not to {cluster_id}")));
+    }
+    let is_ours = {
+        let identity = stage.identity();
+        !identity.has_joined() || identity.cluster_id == cluster_id
+    };
+    if !is_ours {
+        return Err(refused(&Refusal::WrongCluster));
+    }
+    let restored =
+        stage.election.request(Request::RestoreRecord { record: Box::new(record), promised }).await;
+    let text = "the cluster record is restored; a node of its in-sync set leads soon";
+    restored.map(|()| text.to_owned()).map_err(|refusal| {
+        let error = refused(&refusal);
+        match refusal {
+            Refusal::NotLost => error.advise(
+                "nothing has to be restored here; see what keeps the node from its place: kahawai cluster status",
+            ),
+            Refusal::OldRecord | Refusal::TooHigh(_) => {
+                // Another node may not have seen the newer one, and must not be asked.
+                CommandError { kind: CommandErrorKind::Invalid, ..error }
+                    .advise("ask all nodes again what they know: kahawai cluster restore-record --from URL ...")
+            }
+            Refusal::NotInSync(_) => error.advise("only a node of the record's in-sync set puts it back: ask one"),
+            Refusal::Conflict => {
+                error.advise("somebody else has written one meanwhile: kahawai cluster status shows what comes of it")
+            }
+            _ => error,
+        }
+    })
 }
 
 async fn remove(stage: &Stage, node: NodeId, store: Option<String>) -> Result<String, CommandError> {
