@@ -31,6 +31,8 @@ const AGAIN: Micros = 10 * MS;
 pub(crate) enum Harm {
     /// Bits of a file that lies there change.
     Rot,
+    /// Bits of the index change.
+    RotIndex,
     /// A disk is put back as it was some time ago.
     OldDisk,
     /// A disk is replaced by a copy of another node's.
@@ -72,7 +74,10 @@ impl Harm {
             all.into_iter().filter(|(_, enabled)| *enabled).map(|(harm, _)| harm).collect();
         let wanted = random.chance(4);
         let number = random.below(enabled.len() as u64) as usize;
-        enabled.get(number).copied().filter(|_| wanted)
+        match enabled.get(number).copied().filter(|_| wanted) {
+            Some(Self::Rot) if random.chance(3) => Some(Self::RotIndex),
+            harm => harm,
+        }
     }
 }
 
@@ -139,7 +144,7 @@ fn begin(world: &mut World, harm: Harm) -> (Stage, Option<Micros>) {
         }
         Harm::Force => leave_behind(world, node),
         Harm::Rot | Harm::Clone if !is_everywhere(world) => (Stage::Before, Some(AGAIN)),
-        Harm::Rot if world.ctx.plan.random.chance(3) => rot_index(world, node),
+        Harm::RotIndex => rot_index(world, node),
         Harm::Rot if !rot(world, node) => (Stage::Before, Some(AGAIN)),
         Harm::Rot => (Stage::Harmed(node), Some(wait)),
         Harm::Clone => {
