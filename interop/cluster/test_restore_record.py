@@ -78,6 +78,9 @@ def from_a_backup(cluster):
     cluster.zookeeper.stop()
     shutil.copytree(cluster.zookeeper.data, backup)
     cluster.zookeeper.start()
+    # It may have been away for longer than the sessions.
+    connected = lambda found: len(found) == 3 and all(status["election"]["connected"] for status in found.values())
+    cluster.wait_for(connected, 2 * cluster.takeover_seconds, "all nodes connected with ZooKeeper again")
     cluster.wait_in_sync()
     yield
     cluster.zookeeper.stop("KILL")
