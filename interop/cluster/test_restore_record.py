@@ -1,5 +1,6 @@
 """ZooKeeper loses the cluster record, or gets an old one back, under running nodes; an operator puts the newest one back."""
 
+import http.client
 import json
 import shutil
 import time
@@ -77,6 +78,9 @@ def from_a_backup(cluster):
     cluster.zookeeper.stop()
     shutil.copytree(cluster.zookeeper.data, backup)
     cluster.zookeeper.start()
+    # It may have been away for longer than the sessions.
+    connected = lambda found: len(found) == 3 and all(status["election"]["connected"] for status in found.values())
+    cluster.wait_for(connected, 2 * cluster.takeover_seconds, "all nodes connected with ZooKeeper again")
     cluster.wait_in_sync()
     yield
     cluster.zookeeper.stop("KILL")
@@ -167,3 +171,54 @@ def test_a_node_that_is_gone_for_good_is_named_and_one_that_was_restarted_knows_
         load.stop()
         load.check(leader)
         print(load.summary())
+
+
+def post(node, **fields):
+    """Code and body of the answer to the command, without the command line and its care."""
+    connection = http.client.HTTPConnection(*node.admin, timeout=20)
+    try:
+        connection.request("POST", "/cluster/restore-record", json.dumps(fields), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def test_a_node_tells_what_it_has_kept_and_takes_no_record_that_is_wrong():
+    with temporary("restore-record", minimum_replicas=1) as cluster:
+        cluster.start()
+        primary, replica = cluster.primary(), cluster.replicas()[0]
+        cluster_id, old = primary.status()["cluster_id"], stored(primary)["record"]
+        for node in (primary, replica):
+            told = stored(node)
+            assert (told["node_id"], told["cluster_id"], told["lost"]) == (node.name, cluster_id, None)
+            assert told["leads"] == (node is primary) and told["promised_epoch"] == told["last_epoch"] == primary.status()["epoch"]
+            assert told["end"] == node.status()["end"] and told["store_id"] == node.status()["store_id"]
+
+        def check(code, says, node=replica, **fields):
+            found, body = post(node, **{"cluster_id": cluster_id, "record": old, "promised_epoch": 1, **fields})
+            assert found == code and says in body["error"], (found, body)
+
+        check(409, "the election state is not lost")
+        check(409, "the election state is not lost", node=primary)
+        primary.cluster_command("set-minimum-replicas", "2")
+        cluster.wait_for(lambda _: len({newest(node) for node in cluster}) == 1, 20, "all nodes have kept the newest record")
+        kept = stored(primary)["record"]
+        cluster.zookeeper.cli("delete", f"{cluster.path}/record")
+        everybody_lost(cluster, list(cluster.nodes))
+        check(400, "this node has seen a newer record")
+        check(400, "this is no cluster record", record="{}")
+        check(400, "this is no cluster record", record=" " * (256 * 1024 + 1))
+        check(400, "32 hex digits", cluster_id="mine", record=kept)
+        check(400, "the record belongs to cluster", cluster_id="0" * 32, record=kept)
+        other = "1" * 32
+        check(400, "that is not the id of this cluster", cluster_id=other, record=kept.replace(cluster_id, other))
+        check(400, "too high for an epoch", record=kept, promised_epoch=2**62)
+        without = json.loads(kept)
+        without["in_sync"] = [member for member in without["in_sync"] if member["node"] != replica.name]
+        check(409, "is not in the in-sync set", record=json.dumps(without))
+        assert all(stored(node)["lost"] for node in cluster)
+        # The longest that may be is long enough to arrive.
+        code, body = post(replica, cluster_id=cluster_id, record=kept.ljust(256 * 1024, "\n"), promised_epoch=70)
+        assert code == 200, body
+        assert cluster.wait_in_sync().status()["epoch"] > 70
