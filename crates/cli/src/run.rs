@@ -349,11 +349,7 @@ pub fn run(args: RunArgs) -> ExitCode {
     };
     // On a worker, which waits for sockets itself: this thread would be woken by one for each frame that a replica gets.
     let served = runtime.block_on(runtime.spawn(serve(options, cluster, admin)));
-    let served = match served {
-        Ok(served) => served,
-        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
-    };
-    match served {
+    match served.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kahawai: {}", kahawai_node::chain(&error));

@@ -41,7 +41,7 @@ mod verify;
 mod writer;
 
 pub use append::{AppendError, AppendGuard, Appended, Appender, RECORD_BYTES_MAX};
-pub use aside::{read_small_file, replace_file};
+pub use aside::{POSITION_FILE_BYTES, decode_position, encode_position, read_small_file, replace_file};
 pub use format::{
     BATCH_OVERHEAD_BYTES, COLLECTION_FILES_MAX, CONTROL_BYTES, Chain, CheckedBatch, CollectionRecord,
     Control, END_MARK, EpochMarker, KNOWLEDGE_BYTES_MAX, MAGIC, NODE_ID_BYTES_MAX, Problem,

@@ -10,13 +10,11 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::{BufMut, BytesMut};
 use kahawai_env::{Files, OpenMode};
 use kahawai_types::{Location, Lsn};
 use tracing::warn;
-use xxhash_rust::xxh3::xxh3_64;
 
-use crate::aside::{read_small_file, replace_file};
+use crate::aside::{POSITION_FILE_BYTES, decode_position, encode_position, read_small_file, replace_file};
 use crate::format::{Chain, FILE_BYTES_LIMIT, data_file_name};
 use crate::history::{EPOCHS_FILE, chain_before, recorded_epochs};
 use crate::open::{clear_from, save};
@@ -27,7 +25,6 @@ use crate::{DIVERGENT_BYTES_MAX, DIVERGENT_DIRECTORY, ReadError, record_epochs};
 
 pub(crate) const CUT_FILE: &str = "replication/cut";
 const CUT_MAGIC: &[u8; 4] = b"KW1C";
-const CUT_BYTES: usize = 4 + 8 + 8;
 
 /// Why a journal was not cut.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +144,7 @@ fn cut_at(files: &Arc<dyn Files>, to: Lsn) -> Result<Truncated, TruncateError> {
         clear_intent(files).map_err(io(CUT_FILE, "remove"))?;
         return Ok(truncated);
     }
-    replace_file(files, CUT_FILE, &encode(to)).map_err(io(CUT_FILE, "write"))?;
+    replace_file(files, CUT_FILE, &encode_position(CUT_MAGIC, to)).map_err(io(CUT_FILE, "write"))?;
     forget_sums(files, |id| id >= last).map_err(io(SUMS_DIRECTORY, "clear"))?;
     let mut epochs = recorded_epochs(files).map_err(io(EPOCHS_FILE, "read"))?;
     let all = epochs.len();
@@ -173,13 +170,10 @@ fn cut_at(files: &Arc<dyn Files>, to: Lsn) -> Result<Truncated, TruncateError> {
 /// Finishes a cut that a crash interrupted.
 pub(crate) fn finish(files: &Arc<dyn Files>) -> Result<(), TruncateError> {
     let name = || files.describe(CUT_FILE);
-    let content = read_small_file(files, CUT_FILE, CUT_BYTES).map_err(|source| TruncateError::Io {
-        file: name(),
-        action: "read",
-        source,
-    })?;
+    let content = read_small_file(files, CUT_FILE, POSITION_FILE_BYTES)
+        .map_err(|source| TruncateError::Io { file: name(), action: "read", source })?;
     let Some(content) = content else { return Ok(()) };
-    let to = decode(&content).ok_or_else(|| {
+    let to = decode_position(CUT_MAGIC, &content).ok_or_else(|| {
         let source = io::Error::new(io::ErrorKind::InvalidData, "the place of a cut under way is unreadable");
         TruncateError::Io { file: name(), action: "read", source }
     })?;
@@ -195,21 +189,6 @@ pub(crate) fn clear_intent(files: &Arc<dyn Files>) -> io::Result<()> {
     Ok(())
 }
 
-fn encode(to: Lsn) -> BytesMut {
-    let mut out = BytesMut::with_capacity(CUT_BYTES);
-    out.put_slice(CUT_MAGIC);
-    out.put_u64(to.0);
-    let sum = xxh3_64(&out);
-    out.put_u64(sum);
-    out
-}
-
-fn decode(content: &[u8]) -> Option<Lsn> {
-    let (body, sum) = content.split_last_chunk::<8>()?;
-    let to = body.strip_prefix(CUT_MAGIC)?.try_into().ok()?;
-    (xxh3_64(body) == u64::from_be_bytes(*sum)).then(|| Lsn(u64::from_be_bytes(to)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,12 +196,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_place_of_a_cut_reads_back(to: u64, flip in 1u8.., at in 0..CUT_BYTES, any: Vec<u8>) {
-            let mut content = encode(Lsn(to));
-            prop_assert_eq!(decode(&content), Some(Lsn(to)));
+        fn the_place_of_a_cut_reads_back(to: u64, flip in 1u8.., at in 0..POSITION_FILE_BYTES, any: Vec<u8>) {
+            let mut content = encode_position(CUT_MAGIC, Lsn(to));
+            prop_assert_eq!(decode_position(CUT_MAGIC, &content), Some(Lsn(to)));
             content[at] ^= flip;
-            prop_assert_eq!(decode(&content), None);
-            let _ = decode(&any);
+            prop_assert_eq!(decode_position(CUT_MAGIC, &content), None);
+            let _ = decode_position(CUT_MAGIC, &any);
         }
     }
 }

@@ -25,7 +25,7 @@ pub enum Errand {
 }
 
 /// Nobody waits for less than this to be applied, unless the broker says so.
-const APPLY_BYTES_MIN: u64 = 64 << 10;
+pub(crate) const APPLY_BYTES_MIN: u64 = 64 << 10;
 
 /// What the lock protects.
 pub struct Core {

@@ -313,15 +313,8 @@ pub fn read_wherever(
     destination: DestinationKey,
     entry: &Entry,
 ) -> Result<Option<Message>, String> {
-    let reason = match read(window, entry) {
-        Ok(message) => return Ok(Some(message)),
-        Err(reason) => reason,
-    };
-    match shared.with(|core| core.store.entry(destination, entry.sequence)) {
-        Ok(Some(found)) if found.location != entry.location => read(window, &found).map(Some),
-        Ok(None) => Ok(None),
-        _ => Err(reason),
-    }
+    let find = || shared.with(|core| core.store.entry(destination, entry.sequence));
+    kahawai_store::collect::read_wherever(entry, |entry| read(window, entry), find)
 }
 
 /// Reads messages for selectors and dead letters.

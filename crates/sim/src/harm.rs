@@ -8,6 +8,7 @@ use kahawai_election::memory::Snapshot;
 use kahawai_election::{ClusterRecord, Request};
 use kahawai_env::Files;
 use kahawai_store::Identity;
+use kahawai_store::checkpoint::{INDEX_FILE, SUMS_FILE};
 use kahawai_testkit::{MemoryFiles, Random};
 use kahawai_types::{Epoch, ReplicaId};
 
@@ -171,6 +172,13 @@ fn distrust(ctx: &mut Ctx, index: usize) {
     ctx.oracle.counts.faults += 1;
 }
 
+fn flip_bits(disk: &MemoryFiles, name: &str, length: usize, flips: u64, random: &mut Random) {
+    for _ in 0..flips {
+        let (at, bit) = (random.below(length as u64), random.below(8));
+        disk.flip(name, at as usize, 1 << bit);
+    }
+}
+
 /// Bits change in a file that nobody writes to any more: there nothing but damage explains it. In the last one that holds anything, a
 /// start may take them for what a crash has left, as the specification says.
 fn rot(world: &mut World, index: usize) -> bool {
@@ -194,10 +202,8 @@ fn rot(world: &mut World, index: usize) -> bool {
     else {
         return false;
     };
-    for _ in 0..=random.below(3) {
-        let (at, bit) = (random.below(length as u64), random.below(8));
-        node.disk.flip(&name, at as usize, 1 << bit);
-    }
+    let flips = 1 + random.below(3);
+    flip_bits(&node.disk, &name, length, flips, random);
     world.ctx.note(index, "bits of a data file change", ids.len() as u64, id as u64);
     let held = world.ctx.oracle.record.iter().flat_map(|record| &record.in_sync).map(Oracle::key_of);
     let key = held.into_iter().find(|(node, _)| *node == index);
@@ -214,16 +220,13 @@ fn rot(world: &mut World, index: usize) -> bool {
 fn rot_index(world: &mut World, index: usize) -> (Stage, Option<Micros>) {
     let Some(node) = world.nodes.get(index) else { return (Stage::Over, None) };
     let random = &mut world.ctx.plan.random;
-    let name = if random.chance(4) { "index/index.sums" } else { kahawai_store::checkpoint::INDEX_FILE };
+    let name = if random.chance(4) { SUMS_FILE } else { INDEX_FILE };
     let Some(length) = node.disk.content(name).map(|content| content.len()).filter(|length| *length > 0)
     else {
         return (Stage::Before, Some(AGAIN));
     };
     let flips = 1 + random.below(40);
-    for _ in 0..flips {
-        let (at, bit) = (random.below(length as u64), random.below(8));
-        node.disk.flip(name, at as usize, 1 << bit);
-    }
+    flip_bits(&node.disk, name, length, flips, random);
     world.ctx.note(index, "bits of its index change", flips, 0);
     if let Some(rotten) = world.ctx.oracle.rotten_index.get_mut(index) {
         *rotten = true;

@@ -20,7 +20,8 @@ use kahawai_message::properties::{PropertiesBuilder, PropertyValue};
 use kahawai_message::storage::{Applied, DestinationKey, Entry, Storage, StorageError};
 use kahawai_message::{BodyKind, Content, Destination, Message, MessageId, Millis, ProducerId, Text};
 use kahawai_store::Store;
-use kahawai_store::inspect::read_message;
+use kahawai_store::collect::read_wherever;
+use kahawai_store::inspect::{RecordError, read_message};
 use kahawai_types::Lsn;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -581,28 +582,31 @@ impl Service {
     }
 
     /// It may have been moved since the broker learnt its place.
-    fn read(&self, store: &mut Store, at: DestinationKey, entry: &Entry) -> Option<Message> {
-        let read = |entry: &Entry| read_message(&self.reader, entry.location, entry.size).ok();
-        read(entry).or_else(|| read(&store.entry(at, entry.sequence).ok()??))
+    fn read(
+        &self,
+        store: &mut Store,
+        at: DestinationKey,
+        entry: &Entry,
+    ) -> Result<Option<Message>, RecordError> {
+        let read = |entry: &Entry| read_message(&self.reader, entry.location, entry.size);
+        read_wherever(entry, read, || store.entry(at, entry.sequence))
     }
 
     fn run(&mut self, now: Millis, store: &mut Store, errand: Errand) {
         let result = match errand {
             Errand::Scan(request) => {
                 let verdict = |entry| match self.read(store, request.destination, entry) {
-                    Some(message) => request.judge(&message),
-                    None => Verdict::Unreadable,
+                    Ok(Some(message)) => request.judge(&message),
+                    _ => Verdict::Unreadable,
                 };
                 let verdicts = request.entries.iter().map(verdict).collect();
                 self.broker.scanned(now, ScanResult { request, verdicts }, store, &mut self.effects)
             }
             Errand::Load(request) => {
                 let message = match self.read(store, request.destination, &request.entry) {
-                    Some(message) => Loaded::Message(Box::new(message)),
-                    None => match store.entry(request.destination, request.entry.sequence) {
-                        Ok(None) => Loaded::Gone,
-                        _ => Loaded::Unreadable,
-                    },
+                    Ok(Some(message)) => Loaded::Message(Box::new(message)),
+                    Ok(None) => Loaded::Gone,
+                    Err(_) => Loaded::Unreadable,
                 };
                 self.broker.loaded(now, LoadResult { request, message }, store, &mut self.effects)
             }
@@ -615,11 +619,11 @@ impl Service {
         let message: &Message = match &delivery.source {
             Source::Memory(message) => message,
             Source::Stored(at, entry) => match self.read(store, *at, entry) {
-                Some(message) => {
+                Ok(Some(message)) => {
                     stored = message;
                     &stored
                 }
-                None => {
+                _ => {
                     let Some(connection) = self.session(client).map(|session| session.connection) else {
                         return;
                     };

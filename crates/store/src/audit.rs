@@ -12,8 +12,10 @@ use std::collections::HashMap;
 
 use bytes::{Bytes, BytesMut};
 use kahawai_journal::KNOWLEDGE_BYTES_MAX;
-use kahawai_message::{ProducerId, Text};
+use kahawai_message::ProducerId;
 use kahawai_wire::{Reader, WireError, put_varint64};
+
+use crate::checkpoint::{count, put_text, text};
 
 /// How many producers are remembered.
 pub const AUDIT_PRODUCERS: usize = 1024;
@@ -105,8 +107,7 @@ impl Audit {
 pub(crate) fn encode(entries: &[(ProducerId, i64)], out: &mut BytesMut) {
     put_varint64(entries.len() as u64, out);
     for (producer, number) in entries {
-        put_varint64(producer.connection.len() as u64, out);
-        out.extend_from_slice(producer.connection.as_bytes());
+        put_text(&producer.connection, out);
         put_varint64(producer.session.cast_unsigned(), out);
         put_varint64(producer.value.cast_unsigned(), out);
         put_varint64(number.cast_unsigned(), out);
@@ -121,18 +122,15 @@ pub(crate) fn decode(value: Bytes) -> Result<Vec<(ProducerId, i64)>, WireError> 
     }
     let mut reader = Reader::new(value);
     let at = reader.position();
-    let count = reader.varint64()?;
-    // A damaged count does not make us allocate: every entry is read before the next.
+    let count = count(&mut reader)?;
     for _ in 0..count {
-        let length = reader.varint_len()?;
-        // A copy: what we keep must not hold on to the whole value.
-        let connection = Text::from(&*reader.utf8(length)?);
+        let connection = text(&mut reader)?;
         let session = reader.varint64()?.cast_signed();
         let value = reader.varint64()?.cast_signed();
         entries.push((ProducerId { connection, session, value }, reader.varint64()?.cast_signed()));
     }
     if !reader.is_empty() {
-        return Err(WireError::Length { at, length: count.cast_signed() });
+        return Err(WireError::Length { at, length: count as i64 });
     }
     Ok(entries)
 }

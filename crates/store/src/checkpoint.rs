@@ -27,7 +27,10 @@ pub const INDEX_DIRECTORY: &str = "index";
 /// The index file.
 pub const INDEX_FILE: &str = "index/index.redb";
 
-const NAMES: Names = Names { pages: INDEX_FILE, sums: "index/index.sums", damaged: "index/damaged" };
+/// The sums of its pages.
+pub const SUMS_FILE: &str = "index/index.sums";
+
+const NAMES: Names = Names { pages: INDEX_FILE, sums: SUMS_FILE, damaged: "index/damaged" };
 const FORMAT: u64 = 1;
 const CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -177,11 +180,8 @@ impl IndexStore {
         state.prepared =
             decode_prepared(value("prepared")?.unwrap_or_default()).map_err(self.wrong("transactions"))?;
         state.audit = Audit::default();
-        for (producer, number) in
-            audit::decode(value("audit")?.unwrap_or_default()).map_err(self.wrong("audit"))?
-        {
-            state.audit.saw(&producer, number);
-        }
+        let known = audit::decode(value("audit")?.unwrap_or_default());
+        state.audit.learn(known.map_err(self.wrong("audit"))?);
         let collected = value("collected")?.unwrap_or_default();
         state.collected = decode_numbers(collected).map_err(self.wrong("collected files"))?;
         let destinations = read.open_table(DESTINATIONS).map_err(|e| self.broken(e))?;
@@ -273,12 +273,12 @@ impl ChunkSource for IndexStore {
     }
 }
 
-fn put_text(text: &str, out: &mut BytesMut) {
+pub(crate) fn put_text(text: &str, out: &mut BytesMut) {
     put_varint64(text.len() as u64, out);
     out.extend_from_slice(text.as_bytes());
 }
 
-fn text(reader: &mut Reader) -> Result<Text, WireError> {
+pub(crate) fn text(reader: &mut Reader) -> Result<Text, WireError> {
     let length = reader.varint_len()?;
     // A copy: what we keep must not hold on to the whole value.
     Ok(Text::from(&*reader.utf8(length)?))
@@ -295,7 +295,7 @@ fn bytes(reader: &mut Reader) -> Result<Bytes, WireError> {
 }
 
 /// A count of things that take at least one byte each, so that a damaged count cannot make us allocate.
-fn count(reader: &mut Reader) -> Result<usize, WireError> {
+pub(crate) fn count(reader: &mut Reader) -> Result<usize, WireError> {
     let at = reader.position();
     let value = reader.varint64()?;
     usize::try_from(value)

@@ -198,6 +198,24 @@ pub fn candidates(
     Ok(found)
 }
 
+/// Reads a message whose place was learnt some time ago: if it cannot be read there, it may have been moved. `find` looks where it is
+/// now. `None`: it is gone.
+pub fn read_wherever<M, E>(
+    entry: &Entry,
+    mut read: impl FnMut(&Entry) -> Result<M, E>,
+    find: impl FnOnce() -> Result<Option<Entry>, StorageError>,
+) -> Result<Option<M>, E> {
+    let reason = match read(entry) {
+        Ok(message) => return Ok(Some(message)),
+        Err(reason) => reason,
+    };
+    match find() {
+        Ok(Some(found)) if found.location != entry.location => read(&found).map(Some),
+        Ok(None) => Ok(None),
+        _ => Err(reason),
+    }
+}
+
 /// Is `lsn` in a file that is gone?
 pub fn is_retired(store: &Store, lsn: Lsn) -> bool {
     store.state().files.get(lsn.file()).is_none()

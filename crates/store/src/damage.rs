@@ -8,40 +8,27 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::{BufMut, BytesMut};
 use kahawai_env::Files;
-use kahawai_journal::{read_small_file, replace_file};
+use kahawai_journal::{POSITION_FILE_BYTES, decode_position, encode_position, read_small_file, replace_file};
 use kahawai_types::Lsn;
 use tracing::error;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Where it lies in the data directory.
 pub(crate) const FILE: &str = "replication/flushed";
 const MAGIC: &[u8; 4] = b"KW1D";
-const FILE_BYTES: usize = 4 + 8 + 8;
 
 /// Damage was found, and the journal had been flushed up to `end`. The process is about to stop because of it: that this cannot be
 /// written either changes nothing.
 pub(crate) fn note(files: &Arc<dyn Files>, end: Lsn) {
-    let mut out = BytesMut::with_capacity(FILE_BYTES);
-    out.put_slice(MAGIC);
-    out.put_u64(end.0);
-    let sum = xxh3_64(&out);
-    out.put_u64(sum);
-    if let Err(error) = replace_file(files, FILE, &out) {
+    if let Err(error) = replace_file(files, FILE, &encode_position(MAGIC, end)) {
         error!(%error, file = FILE, "the next start will not know how far the damaged journal had been flushed");
     }
 }
 
 /// As far as an earlier process says, if one has left word. A damaged note is none: it says more than the journal, never less.
 pub(crate) fn flushed(files: &Arc<dyn Files>) -> io::Result<Lsn> {
-    let content = read_small_file(files, FILE, FILE_BYTES)?;
-    let end = content.as_deref().and_then(|content| {
-        let (body, sum) = content.split_last_chunk::<8>()?;
-        let end = body.strip_prefix(MAGIC)?.first_chunk::<8>()?;
-        (xxh3_64(body) == u64::from_be_bytes(*sum)).then(|| u64::from_be_bytes(*end))
-    });
-    Ok(end.map_or(Lsn::ZERO, Lsn))
+    let content = read_small_file(files, FILE, POSITION_FILE_BYTES)?;
+    Ok(content.and_then(|content| decode_position(MAGIC, &content)).unwrap_or_default())
 }
 
 /// The journal is whole up to there, or an operator has decided.

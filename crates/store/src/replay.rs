@@ -165,7 +165,6 @@ pub struct Replayer {
     applied: Lsn,
     seen_ours: bool,
     open: BTreeMap<TransactionId, Vec<Step>>,
-    producer: String,
     out: Vec<Applied>,
     /// Data files that a later record says are deleted; they are on their way out and count no more.
     skip: BTreeSet<u32>,
@@ -187,7 +186,6 @@ impl Replayer {
             applied,
             seen_ours: false,
             open: BTreeMap::new(),
-            producer: String::new(),
             out: Vec::new(),
             skip: BTreeSet::new(),
             checks_collection: false,
@@ -350,10 +348,6 @@ impl Replayer {
 
     fn audit(&mut self, state: &mut State, key: &str) {
         let Some(id) = MessageId::from_key(key) else { return };
-        if self.producer != *id.producer.connection {
-            self.producer.clear();
-            self.producer.push_str(&id.producer.connection);
-        }
         state.audit.saw(&id.producer, id.sequence);
     }
 

@@ -17,14 +17,12 @@ use tracing::error;
 
 use super::net::Line;
 use super::reign::boot_ms;
-use crate::core::{Bell, Failure, unpoisoned};
+use crate::core::{APPLY_BYTES_MIN, Bell, Failure, unpoisoned};
 use crate::threads::{Owner, Written, retire, spawn};
 
 /// Records applied under one lock.
 const APPLY_MAX: usize = 4096;
-/// So much waits for the index at most before its thread is woken…
-const APPLY_BYTES_MIN: u64 = 64 << 10;
-/// …or for so long.
+/// What is less than [`APPLY_BYTES_MIN`] waits for the index so long at most.
 const APPLY_PAUSE: Duration = Duration::from_millis(10);
 /// Bodies that may wait for the copying thread; what they may hold is bounded by the window that the primary was given.
 const WORK_MAX: usize = 1024;

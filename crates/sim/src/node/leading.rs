@@ -33,8 +33,6 @@ const TICK: u64 = 20 * MS;
 const APPLY_MAX: usize = 64;
 /// How often the broker looks at the time, at least.
 const BROKER_TICK: u64 = 100 * MS;
-/// With one in so many collections, live messages are moved, however many the file has: here none is ever nearly empty.
-const MOVES_EVERY: u64 = 1;
 
 /// A replica that becomes the primary.
 pub(crate) struct Promoting {
@@ -80,7 +78,6 @@ pub(crate) struct Leading {
     checkpoint: Option<Checkpoint>,
     checkpointed: (u64, Lsn),
     collected: u64,
-    collections: u64,
     service: Service,
     pub(super) handover: Option<Handover>,
     /// Connections of clients.
@@ -216,7 +213,6 @@ impl Process {
             checkpoint: None,
             checkpointed: (now as u64, commit),
             collected: now as u64,
-            collections: 0,
             service,
             handover: None,
             lines: BTreeMap::new(),
@@ -687,9 +683,8 @@ impl Process {
             {
                 ctx.note(index, "collects data files", files.len() as u64, 0);
             }
-            leading.collections += 1;
-            if leading.collections.is_multiple_of(MOVES_EVERY)
-                && let Some(file) = leading.store.sparser_file(1)
+            // However many live messages it has: here no file is ever nearly empty.
+            if let Some(file) = leading.store.sparser_file(1)
                 && let Ok(records) = candidates(&leading.store.reader(), file)
                 && let Ok(moved) = leading.store.relocate(&records)
             {

@@ -16,7 +16,7 @@ use kahawai_message::stored::{MessageAck, SubscriptionInfo, encode_ack, encode_m
 use kahawai_message::{
     BodyKind, Content, Destination, Message, MessageId, ProducerId, Text, TransactionId, Xid,
 };
-use kahawai_store::checkpoint::{INDEX_FILE, IndexStore};
+use kahawai_store::checkpoint::{INDEX_FILE, IndexStore, SUMS_FILE};
 use kahawai_store::collect::candidates;
 use kahawai_store::inspect::inspect;
 use kahawai_store::replay::ReplayError;
@@ -1016,7 +1016,7 @@ fn a_damaged_index_is_never_believed() {
     let (mut rebuilt, mut met) = (0, 0);
     for round in 0..600 {
         let files = files.fork();
-        let name = if round % 5 == 0 { "index/index.sums" } else { INDEX_FILE };
+        let name = if round % 5 == 0 { SUMS_FILE } else { INDEX_FILE };
         let length = files.content(name).unwrap().len() as u64;
         // The first page has no sum.
         let length = if round % 5 < 3 { length } else { 400 };
