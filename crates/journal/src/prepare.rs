@@ -8,7 +8,7 @@
 //! A crash leaves `db-next.tmp`, which the next start deletes, or an untouched last file, which it uses. A file is handed out
 //! only when it and its name are durable.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -18,6 +18,7 @@ use tracing::warn;
 
 use crate::FailedStep;
 use crate::format::{END_MARK, data_file_name};
+use crate::sealed::{Sum, remember};
 use crate::shared::{Shared, unpoison};
 use crate::stats::count;
 
@@ -25,6 +26,9 @@ use crate::stats::count;
 pub(crate) const NEXT_FILE_NAME: &str = "db-next.tmp";
 /// Zeros are written and flushed in steps, so that no flush of the journal waits behind a whole file.
 pub(crate) const ZERO_STEP_BYTES: usize = 1 << 20;
+
+/// More than that is not kept in mind for a preparer that is slow.
+const SEALED_MAX: usize = 64;
 
 pub(crate) static ZEROS: [u8; ZERO_STEP_BYTES] = [0; ZERO_STEP_BYTES];
 
@@ -42,6 +46,8 @@ struct State {
     progress: Progress,
     /// Files that exist and hold nothing, left by an earlier life.
     untouched: BTreeSet<u32>,
+    /// What is known of files that are written to no more, to be kept; the oldest go if nobody does that.
+    sealed: VecDeque<Sum>,
     closed: bool,
 }
 
@@ -56,13 +62,29 @@ enum Progress {
 
 impl NextFile {
     pub(crate) fn new(wanted: u32, untouched: BTreeSet<u32>) -> Self {
-        let state = State { wanted, progress: Progress::Missing, untouched, closed: false };
+        let progress = Progress::Missing;
+        let state = State { wanted, progress, untouched, sealed: VecDeque::new(), closed: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
     pub(crate) fn close(&self) {
         unpoison(self.state.lock()).closed = true;
         self.changed.notify_all();
+    }
+
+    /// Whoever prepares files keeps that as well: the writer does not wait for it.
+    pub(crate) fn sealed(&self, sum: Sum) {
+        let mut state = unpoison(self.state.lock());
+        state.sealed.push_back(sum);
+        if state.sealed.len() > SEALED_MAX {
+            state.sealed.pop_front();
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn take_sealed(&self) -> VecDeque<Sum> {
+        std::mem::take(&mut unpoison(self.state.lock()).sealed)
     }
 
     /// The file `id`, opened to be written, durable with its name. `true` if it had to be made now.
@@ -179,6 +201,9 @@ impl Preparer {
     /// Makes the next file if that is wanted and not done. `true` if it made one. An error is no disaster, the writer makes
     /// the file itself when it needs it; except that a failed flush fails the journal, as everywhere.
     pub fn run_once(&mut self) -> io::Result<bool> {
+        for sum in self.shared.next.take_sealed() {
+            remember(&self.shared.files, &sum);
+        }
         if !self.shared.options.preallocate {
             return Ok(false);
         }
@@ -219,6 +244,7 @@ impl Preparer {
             let next = &self.shared.next;
             let mut state = unpoison(next.state.lock());
             while !state.closed
+                && state.sealed.is_empty()
                 && (!self.shared.options.preallocate || !matches!(state.progress, Progress::Missing))
             {
                 state = unpoison(next.changed.wait(state));

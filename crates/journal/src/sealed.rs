@@ -1,7 +1,8 @@
 //! Data files that are written to no more, as they are copied to a replica that lacks them.
 //!
 //! ```text
-//! replication/sums/db-N.sum   what db-N.log was found to be; made again if it is missing or does not match
+//! replication/sums/db-N.sum   what db-N.log is: kept when the next file is begun, or found by reading it; not believed where
+//!                             the file does not begin and end like that
 //! KW1F | length u64 | first epoch u64 | last epoch u64 | start chain u64 | end chain u64 | flags u8 | XXH3-64 of all that
 //! flags: 1 = the chains rest on a stamp, 2 = ActiveMQ wrote the last batch
 //!
@@ -18,7 +19,7 @@ use tracing::warn;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::aside::read_small_file;
-use crate::format::{Chain, END_MARK, FILE_BYTES_LIMIT, Problem, data_file_id, data_file_name};
+use crate::format::{Chain, END_MARK, FILE_BYTES_LIMIT, Problem, Stamp, data_file_id, data_file_name};
 use crate::history::{EPOCHS_FILE, Head, failed, head};
 use crate::retire::RETIRING_FILE;
 use crate::scan::{Catalog, Directory, EndKind, FileScan, Links, Step};
@@ -128,7 +129,7 @@ pub struct Installed {
 
 /// What a walk over a file found, and what the next file's walk begins with.
 #[derive(Clone, Debug)]
-struct Sum {
+pub(crate) struct Sum {
     file: SealedFile,
     last_epoch: Epoch,
     sure: bool,
@@ -171,6 +172,55 @@ impl Sum {
             sure: flags & SURE != 0,
             foreign: flags & FOREIGN != 0,
         })
+    }
+}
+
+/// The file that is written to, followed from its first batch on, so that nobody has to read it again to know what it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Growing {
+    start: Lsn,
+    end: Lsn,
+    first_epoch: Epoch,
+    start_chain: Chain,
+    last_epoch: Epoch,
+    end_chain: Chain,
+}
+
+impl Growing {
+    /// Counts a batch of ours in that is written and flushed, or will be before anybody asks. The file before comes back once
+    /// another one is begun.
+    pub(crate) fn note(known: &mut Option<Self>, stamp: &Stamp, end: Lsn, chain: Chain) -> Option<Sum> {
+        let Stamp { epoch, lsn: start, prev_chain, .. } = *stamp;
+        let begins = start.offset() == 0;
+        match known {
+            Some(file) if !begins && file.end == start => {
+                (file.end, file.last_epoch, file.end_chain) = (end, epoch, chain);
+                None
+            }
+            _ => {
+                let begun = Self {
+                    start,
+                    end,
+                    first_epoch: epoch,
+                    start_chain: prev_chain,
+                    last_epoch: epoch,
+                    end_chain: chain,
+                };
+                let before = std::mem::replace(known, begins.then_some(begun));
+                before.filter(|file| begins && file.end_chain == prev_chain).map(|file| file.sum())
+            }
+        }
+    }
+
+    fn sum(&self) -> Sum {
+        let file = SealedFile {
+            id: self.start.file(),
+            length: self.end.offset().into(),
+            first_epoch: self.first_epoch,
+            start_chain: self.start_chain,
+            end_chain: self.end_chain,
+        };
+        Sum { file, last_epoch: self.last_epoch, sure: true, foreign: false }
     }
 }
 
@@ -279,10 +329,7 @@ fn sealed(files: &Arc<dyn Files>, catalog: &dyn Catalog, up_to: Lsn) -> Result<V
             Some(sum) => sum,
             None => {
                 let Some(sum) = walk(catalog, id, links.clone())? else { continue };
-                if let Err(error) = remember(files, &sum) {
-                    // It only costs the next walk.
-                    warn!(%error, file = id, "what is known of a data file could not be kept");
-                }
+                remember(files, &sum);
                 sum
             }
         };
@@ -292,10 +339,16 @@ fn sealed(files: &Arc<dyn Files>, catalog: &dyn Catalog, up_to: Lsn) -> Result<V
     Ok(found)
 }
 
-/// Not flushed: a torn one is not believed.
-fn remember(files: &Arc<dyn Files>, sum: &Sum) -> io::Result<()> {
-    files.create_directory(SUMS_DIRECTORY)?;
-    files.open(&sum_name(sum.file.id), OpenMode::Write)?.write_at(&sum.encode(), 0)
+/// Keeps what was found out about a file. If that fails, it only costs the next walk.
+pub(crate) fn remember(files: &Arc<dyn Files>, sum: &Sum) {
+    // Not flushed: a torn one is not believed.
+    let write = || {
+        files.create_directory(SUMS_DIRECTORY)?;
+        files.open(&sum_name(sum.file.id), OpenMode::Write)?.write_at(&sum.encode(), 0)
+    };
+    if let Err(error) = write() {
+        warn!(%error, file = sum.file.id, "what is known of a data file could not be kept");
+    }
 }
 
 impl JournalReader {

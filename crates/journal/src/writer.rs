@@ -16,6 +16,7 @@ use crate::format::{
     FILE_BYTES_LIMIT, Problem, RECORD_HEADER_BYTES, Stamp, data_file_name,
 };
 use crate::scan::Links;
+use crate::sealed::Growing;
 use crate::shared::{Shared, unpoison};
 use crate::stats::count;
 
@@ -133,6 +134,7 @@ pub struct Writer {
     links: Links,
     /// End of the last batch written.
     written: Lsn,
+    growing: Option<Growing>,
     file: Option<(u32, Arc<dyn File>)>,
     pages: Pages,
 }
@@ -193,7 +195,7 @@ impl Writer {
         written: Lsn,
         file: Option<(u32, Arc<dyn File>)>,
     ) -> Self {
-        Self { shared, links, written, file, pages: Pages::default() }
+        Self { shared, links, written, growing: None, file, pages: Pages::default() }
     }
 
     /// Waits until something is appended, and seals it. `None` once the journal is closed and everything is taken.
@@ -270,7 +272,12 @@ impl Writer {
             self.write_part(batch.start, &batch.image)?;
         }
         self.flush(batch.start)?;
+        let stamp = Stamp::of_batch(&batch.image);
+        let sealed = stamp.and_then(|stamp| Growing::note(&mut self.growing, &stamp, batch.end, batch.chain));
         self.publish([(batch.start, batch.image, bytes)], batch.records);
+        if let Some(sum) = sealed {
+            self.shared.next.sealed(sum);
+        }
         Ok(batch.end)
     }
 
@@ -285,6 +292,8 @@ impl Writer {
         let mut links = self.links.clone();
         let mut end = self.written;
         let mut records = 0;
+        let mut growing = self.growing;
+        let mut sealed = Vec::new();
         for (at, bytes) in batches {
             let at = *at;
             if at != end && !(at.offset() == 0 && at.file() > end.file() && i32::try_from(at.file()).is_ok())
@@ -295,6 +304,12 @@ impl Writer {
                 check_copied(&mut links, at, bytes).map_err(|problem| CopyError::Batch { at, problem })?;
             records += u64::from(batch.records) - u64::from(batch.stamp.is_some());
             end = Lsn(at.0 + bytes.len() as u64);
+            match (batch.stamp, links.chain) {
+                (Some(stamp), Some(chain)) => {
+                    sealed.extend(Growing::note(&mut growing, &stamp, end, chain));
+                }
+                _ => growing = None,
+            }
         }
         // A file is begun only after the one before is flushed.
         for run in batches.chunk_by(|(at, bytes), (next, _)| at.0 + bytes.len() as u64 == next.0) {
@@ -312,6 +327,10 @@ impl Writer {
             self.flush(*start)?;
         }
         self.links = links;
+        self.growing = growing;
+        for sum in sealed {
+            self.shared.next.sealed(sum);
+        }
         let bytes = batches.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         self.shared.core().followed(end.location(), self.links.epoch, bytes);
         self.publish(batches.iter().map(|(at, bytes)| (*at, bytes.clone(), bytes.len())), records);

@@ -275,3 +275,55 @@ fn installing_survives_a_crash_at_any_operation() {
     assert!(missing.to_string().contains("neither received"), "{missing}");
     drop(memory);
 }
+
+/// What is known of each file that was sealed, as it is kept.
+fn sums(files: &MemoryFiles) -> Vec<(String, Vec<u8>)> {
+    let directory = directory(files);
+    let names = if directory.exists(SUMS_DIRECTORY).unwrap() {
+        directory.list(SUMS_DIRECTORY).unwrap()
+    } else {
+        Vec::new()
+    };
+    let content = |name: String| {
+        let sum = files.content(&format!("{SUMS_DIRECTORY}/{name}")).unwrap();
+        (name, sum)
+    };
+    names.into_iter().map(content).collect()
+}
+
+#[test]
+fn a_file_is_known_once_the_next_one_is_begun() {
+    let mut files = 0;
+    for seed in 0..10 {
+        let (mut life, _) = written(seed, 3);
+        life.preparer.run_once().unwrap();
+        let kept = sums(&life.files);
+        // Of this life; a file that it found begun has to be read.
+        files += kept.len();
+        let batches = walk(&life.journal).unwrap();
+        let batches: Vec<_> = batches.iter().map(|batch| (batch.lsn, batch.bytes.clone())).collect();
+        let mut replica = Life::begin(&MemoryFiles::new(), options(), KnownPositions::default()).unwrap();
+        let mut random = Random::new(seed);
+        let mut rest = &batches[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(1 + random.below(rest.len().min(9) as u64) as usize);
+            replica.writer.copy(now).unwrap();
+            rest = later;
+        }
+        replica.preparer.run_once().unwrap();
+        let copied = sums(&replica.files);
+        for life in [&mut life, &mut replica] {
+            let target = directory(&life.files);
+            for (name, _) in sums(&life.files) {
+                target.remove(&format!("{SUMS_DIRECTORY}/{name}")).unwrap();
+            }
+            let reader = life.journal.reader();
+            reader.sealed_files(reader.durable_end()).unwrap();
+        }
+        let found = sums(&life.files);
+        assert!(kept.iter().all(|sum| found.contains(sum)), "seed {seed}: {kept:?}, found {found:?}");
+        assert_eq!(copied, found, "seed {seed}");
+        assert_eq!(copied, sums(&replica.files), "seed {seed}");
+    }
+    assert!(files > 10, "{files} files");
+}
