@@ -3,6 +3,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use kahawai_types::Millis;
@@ -79,6 +80,7 @@ impl Files for DiskFiles {
             OpenMode::Write => options.write(true).create(true).truncate(false),
             OpenMode::CreateNew => options.write(true).create_new(true),
         };
+        let is_written = !matches!(mode, OpenMode::Read);
         let file = options.open(&path)?;
         if file.metadata()?.is_dir() {
             return Err(io::Error::new(
@@ -86,7 +88,7 @@ impl Files for DiskFiles {
                 format!("{} is a directory", path.display()),
             ));
         }
-        Ok(Arc::new(DiskFile { file, direct: OnceLock::new() }))
+        Ok(Arc::new(DiskFile { file, is_written, direct: OnceLock::new(), probe: OnceLock::new() }))
     }
 
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
@@ -153,18 +155,54 @@ static ZEROS: Zeros = Zeros([0; DIRECT_STEP]);
 #[derive(Debug)]
 struct DiskFile {
     file: fs::File,
+    is_written: bool,
     /// Another handle of the same file: whether a handle goes past the cache is its own property. `None` = that is refused.
     direct: OnceLock<Option<fs::File>>,
+    /// One more, which reads nothing ahead: to see what is in the cache.
+    probe: OnceLock<Option<fs::File>>,
 }
 
 impl DiskFile {
     fn direct(&self) -> Option<&fs::File> {
         let open = || {
             let mut options = OpenOptions::new();
-            options.write(true).custom_flags(OFlags::DIRECT.bits().cast_signed());
-            options.open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).ok()
+            options.read(true).write(self.is_written).custom_flags(OFlags::DIRECT.bits().cast_signed());
+            options.open(self.again()).ok()
         };
         self.direct.get_or_init(open).as_ref()
+    }
+
+    /// A name for further handles; the file may have another one by now, or none.
+    fn again(&self) -> String {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd())
+    }
+
+    /// Is this in the cache? Looks at one page of it, which comes into the cache if it is not there: another one each time, so that
+    /// it does not find itself.
+    fn is_cached(&self, offset: u64, bytes: usize) -> bool {
+        static PROBES: AtomicU64 = AtomicU64::new(0);
+        let open = || {
+            let probe = fs::File::open(self.again()).ok()?;
+            fadvise(&probe, 0, None, Advice::Random).ok()?;
+            Some(probe)
+        };
+        let Some(probe) = self.probe.get_or_init(open) else { return true };
+        // Multiples of the golden ratio spread evenly.
+        let number = PROBES.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let pages = (bytes / PAGE_BYTES).max(1) as u64;
+        let page = (u128::from(number) * u128::from(pages)) >> 64;
+        let mut byte = [0];
+        let mut look = |at| {
+            let mut buffers = [io::IoSliceMut::new(&mut byte)];
+            rustix::io::preadv2(probe, &mut buffers, at, rustix::io::ReadWriteFlags::NOWAIT)
+        };
+        let found = match look(offset + page as u64 * PAGE_BYTES as u64) {
+            // Behind the end.
+            Ok(0) => look(offset),
+            found => found,
+        };
+        // Where nobody can say, things are as they always were.
+        !matches!(found, Err(rustix::io::Errno::AGAIN))
     }
 
     fn write_zeros_through_the_cache(&self, offset: u64, len: u64) -> io::Result<bool> {
@@ -237,6 +275,17 @@ impl File for DiskFile {
         }
     }
 
+    fn read_pages_at(&self, pages: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.is_cached(offset, pages.len()) {
+            return self.read_at(pages, offset);
+        }
+        let Some(direct) = self.direct() else { return self.read_at(pages, offset) };
+        match direct.read_at(pages, offset) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.read_at(pages, offset),
+            read => read,
+        }
+    }
+
     fn drop_cache(&self) -> io::Result<()> {
         Ok(fadvise(&self.file, 0, None, Advice::DontNeed)?)
     }
@@ -245,7 +294,7 @@ impl File for DiskFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::read_full_at;
+    use crate::{ReadOnce, read_full_at};
 
     fn directory() -> (tempfile::TempDir, DiskFiles) {
         let directory = tempfile::tempdir().unwrap();
@@ -302,6 +351,39 @@ mod tests {
         file.write_pages_at(&memory.front(3 * PAGE_BYTES)[1..PAGE_BYTES], 0).expect("refused, not failed");
         memory.shrink(PAGE_BYTES);
         assert!(memory.front(PAGE_BYTES).iter().all(|b| *b == 0), "it was given back");
+    }
+
+    #[test]
+    fn what_is_read_once_is_what_is_there_wherever_it_lies() {
+        let (_keep, files) = directory();
+        let content: Vec<u8> = (0..3 * ReadOnce::STEP_BYTES + 777).map(|n| ((n * 31) >> 3) as u8).collect();
+        let file = files.open("x", OpenMode::CreateNew).unwrap();
+        file.write_at(&content, 0).unwrap();
+        for is_flushed in [false, true] {
+            if is_flushed {
+                file.sync_data().unwrap();
+                file.drop_cache().unwrap();
+            }
+            for mode in [OpenMode::Read, OpenMode::Write] {
+                let once = ReadOnce::new(files.open("x", mode).unwrap());
+                let mut found = vec![0; content.len() + 9];
+                // In pieces that end inside of pages.
+                let mut at = 0;
+                while at < found.len() {
+                    let piece = found[at..].len().min(700_001);
+                    let read = read_full_at(&*once, &mut found[at..at + piece], at as u64).unwrap();
+                    at += piece;
+                    assert!(read == piece || at == content.len() + 9 && read == piece - 9);
+                }
+                assert!(found[..content.len()] == content);
+                // And again from the middle.
+                assert_eq!(read_full_at(&*once, &mut found[..5000], 12_345).unwrap(), 5000);
+                assert!(found[..5000] == content[12_345..17_345]);
+            }
+        }
+        let mut memory = crate::PageBuffer::default();
+        let page = memory.front(PAGE_BYTES);
+        assert_eq!(file.read_pages_at(&mut page[1..], 0).unwrap(), PAGE_BYTES - 1, "read, not refused");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use std::fmt::Debug;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kahawai_types::Millis;
 
@@ -44,6 +44,12 @@ pub trait File: Send + Sync + Debug {
     fn write_pages_at(&self, pages: &[u8], offset: u64) -> io::Result<bool> {
         self.write_at(pages, offset).map(|()| true)
     }
+    /// Reads whole pages (`offset` and length are multiples of [`PAGE_BYTES`], the memory comes out of a [`PageBuffer`]) that nobody
+    /// is expected to read again soon: from the cache if it has them, else past it where that can be done, so that what others
+    /// read again and again stays there. Otherwise as [`File::read_at`].
+    fn read_pages_at(&self, pages: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(pages, offset)
+    }
     /// No bytes at all?
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -53,7 +59,7 @@ pub trait File: Send + Sync + Debug {
 /// What writes past the cache have to be aligned to, in memory and in the file; enough for all common devices.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Memory for [`File::write_pages_at`]: begins where a page begins, and is used again.
+/// Memory for [`File::write_pages_at`] and [`File::read_pages_at`]: begins where a page begins, and is used again.
 #[derive(Debug, Default)]
 pub struct PageBuffer {
     memory: Vec<u8>,
@@ -78,6 +84,71 @@ impl PageBuffer {
         if self.memory.len() > bytes_max + PAGE_BYTES {
             *self = Self::default();
         }
+    }
+}
+
+/// A file that is read once, from front to back, in steps of [`ReadOnce::STEP_BYTES`] with [`File::read_pages_at`].
+#[derive(Debug)]
+pub struct ReadOnce {
+    file: Arc<dyn File>,
+    step: Mutex<Step>,
+}
+
+/// What was read last.
+#[derive(Debug, Default)]
+struct Step {
+    memory: PageBuffer,
+    at: u64,
+    bytes: usize,
+}
+
+impl ReadOnce {
+    /// Large enough for a disk's full speed.
+    pub const STEP_BYTES: usize = 1 << 20;
+
+    /// `file`, for one reader.
+    pub fn new(file: Arc<dyn File>) -> Arc<Self> {
+        Arc::new(Self { file, step: Mutex::default() })
+    }
+}
+
+impl File for ReadOnce {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        // A panic of another reader leaves nothing half done that is not read again.
+        let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        let Step { memory, at, bytes } = &mut *step;
+        if !(*at..*at + *bytes as u64).contains(&offset) {
+            *at = offset - offset % PAGE_BYTES as u64;
+            *bytes = 0;
+            *bytes = read_pages_full_at(&*self.file, memory.front(Self::STEP_BYTES), *at)?;
+        }
+        let skip = (offset - *at) as usize;
+        let found = memory.front(Self::STEP_BYTES).get(skip..*bytes).unwrap_or_default();
+        let count = found.len().min(buf.len());
+        if let (Some(to), Some(from)) = (buf.get_mut(..count), found.get(..count)) {
+            to.copy_from_slice(from);
+        }
+        Ok(count)
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -143,9 +214,21 @@ pub fn check_name(name: &str) -> io::Result<()> {
 
 /// Reads until `buf` is full or the file ends; returns how much was read.
 pub fn read_full_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    read_full(buf, |rest, done| file.read_at(rest, offset + done))
+}
+
+/// The same with [`File::read_pages_at`].
+pub fn read_pages_full_at(file: &dyn File, pages: &mut [u8], offset: u64) -> io::Result<usize> {
+    read_full(pages, |rest, done| match done.is_multiple_of(PAGE_BYTES as u64) {
+        true => file.read_pages_at(rest, offset + done),
+        false => file.read_at(rest, offset + done),
+    })
+}
+
+fn read_full(buf: &mut [u8], mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<usize> {
     let mut done = 0;
     while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + done as u64) {
+        match read(rest, done as u64) {
             Ok(0) => break,
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -55,8 +55,8 @@ pub use prepare::Preparer;
 pub use read::{JournalReader, ReadError, WindowReader};
 pub use scan::{BatchView, Batches, Record, Records};
 pub use sealed::{
-    INCOMING_DIRECTORY, InstallError, Installed, SUMS_DIRECTORY, SealedFile, VerifyError, incoming_name,
-    install, sealed_files, verify_file,
+    INCOMING_DIRECTORY, InstallError, Installed, SUMS_DIRECTORY, SealedFile, VerifyError, check_file,
+    finish_file, incoming_name, install, sealed_files, verify_file,
 };
 pub use stats::{FLUSH_BUCKETS, JournalStats};
 pub use tail::Evidence;

@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
-use kahawai_env::{Files, OpenMode, read_full_at};
+use kahawai_env::{File, Files, OpenMode, PAGE_BYTES, ReadOnce, read_full_at, read_pages_full_at};
 use kahawai_types::{Epoch, Location, Lsn};
 use tracing::warn;
 use xxhash_rust::xxh3::xxh3_64;
@@ -23,8 +23,9 @@ use crate::format::{Chain, END_MARK, FILE_BYTES_LIMIT, Problem, Stamp, data_file
 use crate::history::{EPOCHS_FILE, Head, failed, head};
 use crate::retire::RETIRING_FILE;
 use crate::scan::{Catalog, Directory, EndKind, FileScan, Links, Step};
+use crate::stats::count;
 use crate::truncate::{CUT_FILE, clear_intent};
-use crate::{JournalReader, ReadError};
+use crate::{BatchView, JournalReader, ReadError};
 
 /// Where what is known of sealed files is kept.
 pub const SUMS_DIRECTORY: &str = "replication/sums";
@@ -287,7 +288,7 @@ fn walk(catalog: &dyn Catalog, id: u32, before: Links) -> Result<Option<Sum>, Re
     let start = Location::new(id, 0).lsn();
     let file = catalog.open(id).map_err(failed(catalog, start))?;
     let bytes = file.len().map_err(failed(catalog, start))?;
-    let mut scan = FileScan::new(file, id, 0, bytes);
+    let mut scan = FileScan::new(ReadOnce::new(file), id, 0, bytes);
     let mut links = before;
     let mut first = None;
     let damaged =
@@ -367,7 +368,7 @@ impl JournalReader {
     }
 
     /// Bytes of a data file as they are, for copying it: as many as `buf` holds, fewer at the end of the file. Of the file
-    /// that is written to, only what is durable.
+    /// that is written to, only what is durable. Whole pages are best ([`kahawai_env::File::read_pages_at`]).
     pub fn read_raw(&self, file: u32, offset: u64, buf: &mut [u8]) -> Result<usize, ReadError> {
         let offset = u32::try_from(offset).unwrap_or(u32::MAX);
         let at = Location::new(file, offset);
@@ -377,7 +378,11 @@ impl JournalReader {
         }
         let left = if end.file() == file { (end.0 - at.lsn().0) as usize } else { usize::MAX };
         let length = buf.len().min(left);
-        self.read_file(at, buf.get_mut(..length).unwrap_or_default())
+        // Not noted as read: nobody goes on from here to what is written now.
+        count(&self.shared.counters.reads_file, 1);
+        let failed = |source| ReadError::Io { file: self.shared.describe(file), at, source };
+        let handle = self.shared.handle(file).map_err(failed)?;
+        read_pages_full_at(&*handle, buf.get_mut(..length).unwrap_or_default(), offset.into()).map_err(failed)
     }
 }
 
@@ -392,42 +397,75 @@ pub fn sealed_files(files: &Arc<dyn Files>, up_to: Lsn) -> Result<Vec<SealedFile
     sealed(files, &directory, up_to)
 }
 
-/// Walks a received file: every digest, and the chain from its announced start to its announced end. Then puts the end mark
-/// behind its last batch, drops what follows, and flushes it: after that it may be installed.
-pub fn verify_file(files: &Arc<dyn Files>, path: &str, announced: &SealedFile) -> Result<(), VerifyError> {
-    let name = || files.describe(path);
-    let io = |action| move |source| VerifyError::Io { file: files.describe(path), action, source };
-    let file = files.open(path, OpenMode::Write).map_err(io("open"))?;
-    let bytes = file.len().map_err(io("measure"))?;
+/// Walks a file that should be what was announced: every digest, and the chain from its announced start to its announced end.
+/// `visit` is given each batch once it was checked. `name` is for messages.
+pub fn check_file(
+    file: Arc<dyn File>,
+    name: &str,
+    announced: &SealedFile,
+    mut visit: impl FnMut(&BatchView),
+) -> Result<(), VerifyError> {
+    let io = |source| VerifyError::Io { file: name.to_owned(), action: "read", source };
     let SealedFile { id, length: expected, first_epoch, start_chain, end_chain } = *announced;
+    let wrong_length = |found| VerifyError::Length { file: name.to_owned(), found, expected };
+    let bytes = file.len().map_err(io)?;
     if expected == 0 || expected > FILE_BYTES_LIMIT - END_MARK.len() as u64 || bytes < expected {
-        return Err(VerifyError::Length { file: name(), found: bytes, expected });
+        return Err(wrong_length(bytes));
     }
-    let mut scan = FileScan::new(file.clone(), id, 0, expected);
+    let mut scan = FileScan::new(file, id, 0, expected);
     let mut links = Links::known(Some(start_chain), Epoch(0), None);
     loop {
-        let (at, offset) = (scan.lsn(), scan.at);
-        let damaged = |problem| VerifyError::Damaged { file: files.describe(path), offset, problem };
-        match scan.step().map_err(io("read"))? {
-            Step::Batch(batch, _) => {
+        let (lsn, offset) = (scan.lsn(), scan.at);
+        let damaged = |problem| VerifyError::Damaged { file: name.to_owned(), offset, problem };
+        match scan.step().map_err(io)? {
+            Step::Batch(batch, bytes) => {
                 if offset == 0 && batch.epoch() != first_epoch {
                     let (before, found) = (first_epoch, batch.epoch());
                     return Err(damaged(Problem::Epoch { before, found }));
                 }
-                links.follow(&batch, at).map_err(damaged)?;
+                links.follow(&batch, lsn).map_err(damaged)?;
+                visit(&BatchView { lsn, stamp: batch.stamp, chain: links.chain, bytes });
             }
             Step::Bad(problem) => return Err(damaged(problem)),
             Step::End(EndKind::File) => break,
-            Step::End(_) => return Err(VerifyError::Length { file: name(), found: offset, expected }),
+            Step::End(_) => return Err(wrong_length(offset)),
         }
     }
-    let found = links.chain.unwrap_or_default();
-    if found != end_chain {
-        return Err(VerifyError::Another { file: name(), found, expected: end_chain });
+    match links.chain.unwrap_or_default() {
+        found if found == end_chain => Ok(()),
+        found => Err(VerifyError::Another { file: name.to_owned(), found, expected: end_chain }),
     }
-    file.write_at(&END_MARK, expected).map_err(io("write the end mark"))?;
-    file.set_len(expected + END_MARK.len() as u64).map_err(io("set the length"))?;
+}
+
+/// Sees to it that a received file ends as it should: an end mark behind its last batch, and nothing behind that but zeros to the
+/// end of the page. What it changes is flushed when this returns: after that it may be installed.
+pub fn finish_file(files: &Arc<dyn Files>, path: &str, length: u64) -> Result<(), VerifyError> {
+    let io = |action| move |source| VerifyError::Io { file: files.describe(path), action, source };
+    let file = files.open(path, OpenMode::Write).map_err(io("open"))?;
+    let end = length + END_MARK.len() as u64;
+    let mut tail = [0; PAGE_BYTES + END_MARK.len()];
+    let read = read_full_at(&*file, &mut tail, length).map_err(io("read"))?;
+    let mark = tail.get(..read).unwrap_or_default().strip_prefix(&END_MARK);
+    if mark.is_some_and(|rest| rest.iter().all(|byte| *byte == 0))
+        && file.len().map_err(io("measure"))? <= end.next_multiple_of(PAGE_BYTES as u64)
+    {
+        return Ok(());
+    }
+    file.write_at(&END_MARK, length).map_err(io("write the end mark"))?;
+    file.set_len(end).map_err(io("set the length"))?;
     file.sync_all().map_err(io("flush"))
+}
+
+/// [`check_file`] and [`finish_file`] of a file that was received.
+pub fn verify_file(files: &Arc<dyn Files>, path: &str, announced: &SealedFile) -> Result<(), VerifyError> {
+    let name = files.describe(path);
+    let file = files.open(path, OpenMode::Read).map_err(|source| VerifyError::Io {
+        file: name.clone(),
+        action: "open",
+        source,
+    })?;
+    check_file(ReadOnce::new(file), &name, announced, |_| {})?;
+    finish_file(files, path, announced.length)
 }
 
 /// Makes the data files of a closed journal those of `manifest`: moves what [`verify_file`] passed from

@@ -3,18 +3,17 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use kahawai_env::{File, Files, OpenMode, read_full_at};
+use bytes::{Buf, Bytes, BytesMut};
+use kahawai_env::{File, Files, OpenMode, PAGE_BYTES, read_full_at};
 use kahawai_journal::{
-    Chain, EpochStart, INCOMING_DIRECTORY, Installed, JournalReader, ReadError, SealedFile, incoming_name,
-    read_small_file, record_epochs, replace_file, verify_file,
+    Chain, EpochStart, INCOMING_DIRECTORY, Installed, JournalReader, ReadError, SealedFile, read_small_file,
+    record_epochs, replace_file,
 };
 use kahawai_kdbr::{
     Decoder, FRAME_HEAD_BYTES, FileKind, Frame, HEADER_BYTES_MAX, ManifestFile, SyncManifest,
 };
-use kahawai_replication::sync::{FileIdentity, FileKey, Plan, Resume, plan};
+use kahawai_replication::sync::{FileIdentity, Plan, Resume, plan};
 use kahawai_types::{Location, Lsn};
-use tracing::warn;
 
 use crate::chain;
 
@@ -59,18 +58,44 @@ pub fn offered(reader: &JournalReader) -> Result<Option<(Vec<SealedFile>, Lsn)>,
     Ok(is_joined.then(|| (files, Location::new(end.file(), 0).lsn())))
 }
 
-/// A part of a data file, to be sent; shorter where the file ends.
-pub fn read_chunk(reader: &JournalReader, id: u32, offset: u64, length: usize) -> Result<Bytes, String> {
-    let mut buffer = BytesMut::zeroed(length);
-    let mut have = 0;
-    while have < length {
-        let rest = buffer.get_mut(have..).unwrap_or_default();
-        match reader.read_raw(id, offset + have as u64, rest).map_err(|problem| chain(&problem))? {
-            0 => break,
-            read => have += read,
+/// Memory for parts of files that are sent, used again and again.
+#[derive(Debug, Default)]
+pub struct ChunkMemory(BytesMut);
+
+impl ChunkMemory {
+    /// Whole pages with room for `length` bytes.
+    pub(crate) fn take(&mut self, length: usize) -> BytesMut {
+        let size = length.next_multiple_of(PAGE_BYTES);
+        let mut memory = std::mem::take(&mut self.0);
+        if memory.capacity() < size || memory.as_ptr().align_offset(PAGE_BYTES) != 0 {
+            memory = BytesMut::zeroed(size + PAGE_BYTES);
+            let padding = memory.as_ptr().align_offset(PAGE_BYTES);
+            // Elsewhere it works as well, more slowly.
+            memory.advance(Some(padding).filter(|&bytes| bytes < PAGE_BYTES).unwrap_or(0));
+        }
+        memory.resize(size, 0);
+        memory
+    }
+
+    /// A part was sent.
+    pub fn give_back(&mut self, bytes: Bytes) {
+        if let Ok(memory) = bytes.try_into_mut() {
+            self.0 = memory;
         }
     }
-    buffer.truncate(have);
+}
+
+/// A part of a data file, to be sent; shorter where the file ends.
+pub fn read_chunk(
+    reader: &JournalReader,
+    id: u32,
+    offset: u64,
+    length: usize,
+    memory: &mut ChunkMemory,
+) -> Result<Bytes, String> {
+    let mut buffer = memory.take(length);
+    let read = reader.read_raw(id, offset, &mut buffer).map_err(|problem| chain(&problem))?;
+    buffer.truncate(read.min(length));
     Ok(buffer.freeze())
 }
 
@@ -120,47 +145,11 @@ pub fn prepare(
     files.create_directory(INCOMING_DIRECTORY).map_err(text)?;
     let held = reader.sealed_files(reader.durable_end()).map_err(|problem| chain(&problem))?;
     let held: Vec<FileIdentity> = held.iter().map(|file| FileIdentity::from(&described(file))).collect();
+    // Of other files, perhaps.
+    kahawai_store::discard_staged(files).map_err(|problem| chain(&problem))?;
     let log = ResumeLog::open(files).map_err(text)?;
     let plan = plan(manifest, &held, &log.resume).map_err(|problem| problem.to_string())?;
     Ok((plan, log))
-}
-
-/// The file that a data file is received in.
-pub fn open_incoming(files: &Arc<dyn Files>, key: FileKey) -> io::Result<Arc<dyn File>> {
-    let name = incoming_name(key.id);
-    let is_new = !files.exists(&name)?;
-    let file = files.open(&name, OpenMode::Write)?;
-    if is_new {
-        // Before the log says that something is in it.
-        files.sync_directory(INCOMING_DIRECTORY)?;
-    }
-    Ok(file)
-}
-
-/// Whether what came is what was announced; what is not is fetched again next time.
-pub fn verify(
-    files: &Arc<dyn Files>,
-    manifest: &SyncManifest,
-    complete: &[FileIdentity],
-    log: &mut ResumeLog,
-) -> Result<(), String> {
-    let mut bad = None;
-    for file in sealed(manifest) {
-        let Some(identity) = complete.iter().find(|identity| identity.key.id == file.id) else {
-            continue;
-        };
-        if let Err(problem) = verify_file(files, &incoming_name(identity.key.id), &file) {
-            warn!(file = file.id, %problem, "a received file is not what was announced");
-            let mut out = BytesMut::new();
-            log.resume.forget(identity, &mut out);
-            log.append(&out).map_err(|problem| problem.to_string())?;
-            bad = Some(chain(&problem));
-        }
-    }
-    match bad {
-        Some(problem) => Err(problem),
-        None => files.sync_directory(INCOMING_DIRECTORY).map_err(|problem| problem.to_string()),
-    }
 }
 
 /// Remembers what is about to be installed: a crash half way is finished with it. A crash in here leaves nothing, or all of it.

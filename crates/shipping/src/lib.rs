@@ -5,16 +5,19 @@
 //!
 //! * `logs`: how our journal is compared with a peer's, at either end of a stream.
 //! * `batches`: the stream's bodies, read from files and cut into batches.
-//! * `files`: whole files: announced, fetched, verified, installed.
+//! * `files`: whole files: announced, planned, installed.
+//! * `incoming`: the same while they come: written, checked, their index made.
 
 mod batches;
 mod files;
+mod incoming;
 mod logs;
 
 pub use batches::{FromFiles, Piece, split};
 pub use files::{
-    ResumeLog, described, install, keep_manifest, offered, open_incoming, prepare, read_chunk, sealed, verify,
+    ChunkMemory, ResumeLog, described, install, keep_manifest, offered, prepare, read_chunk, sealed,
 };
+pub use incoming::{Arrivals, Checked, IncomingFile, check, settle};
 pub use logs::{Held, Sealed, find_chain, history_of_peer, local_log, primary_log};
 
 /// An error with everything that it comes from, in one line.

@@ -25,6 +25,8 @@ const SUMS_IN_PAGE: usize = PAGE / SUM_BYTES;
 /// The names of one such file, its sums, and the note that it is damaged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Names {
+    /// Where all of them are.
+    pub(crate) directory: &'static str,
     pub(crate) pages: &'static str,
     pub(crate) sums: &'static str,
     pub(crate) damaged: &'static str,
@@ -96,11 +98,10 @@ impl CheckedFile {
 
     /// Removes all of it; the note goes last, so that a crash in here leaves nothing to be believed.
     pub(crate) fn discard(files: &Arc<dyn Files>, names: Names) -> io::Result<()> {
-        let directory = names.pages.rsplit_once('/').map_or("", |(directory, _)| directory);
         for name in [names.pages, names.sums, names.damaged] {
             if files.exists(name)? {
                 files.remove(name)?;
-                files.sync_directory(directory)?;
+                files.sync_directory(names.directory)?;
             }
         }
         Ok(())
@@ -130,11 +131,10 @@ impl CheckedFile {
     fn damaged(&self, page: usize) -> io::Error {
         let name = self.files.describe(self.names.pages);
         error!(file = name, page, "the index is damaged; the next start makes it again from the journal");
-        let directory = self.names.damaged.rsplit_once('/').map_or("", |(directory, _)| directory);
         let noted = self
             .files
             .open(self.names.damaged, OpenMode::Write)
-            .and_then(|_| self.files.sync_directory(directory));
+            .and_then(|_| self.files.sync_directory(self.names.directory));
         if let Err(error) = noted {
             error!(%error, "this could not be noted");
         }

@@ -30,7 +30,8 @@ pub const INDEX_FILE: &str = "index/index.redb";
 /// The sums of its pages.
 pub const SUMS_FILE: &str = "index/index.sums";
 
-const NAMES: Names = Names { pages: INDEX_FILE, sums: SUMS_FILE, damaged: "index/damaged" };
+const NAMES: Names =
+    Names { directory: INDEX_DIRECTORY, pages: INDEX_FILE, sums: SUMS_FILE, damaged: "index/damaged" };
 const FORMAT: u64 = 1;
 const CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -135,11 +136,16 @@ impl std::fmt::Debug for IndexStore {
 impl IndexStore {
     /// Opens the index store of a data directory, made empty if there is none.
     pub fn open(files: &Arc<dyn Files>) -> Result<Self, IndexError> {
-        let path = files.describe(INDEX_FILE);
+        Self::open_as(files, NAMES)
+    }
+
+    /// The same in another place.
+    pub(crate) fn open_as(files: &Arc<dyn Files>, names: Names) -> Result<Self, IndexError> {
+        let path = files.describe(names.pages);
         let io = |source| IndexError::Io { path: path.clone(), source };
-        files.create_directory(INDEX_DIRECTORY).map_err(io)?;
-        let file = CheckedFile::open(files, NAMES).map_err(io)?;
-        files.sync_directory(INDEX_DIRECTORY).map_err(io)?;
+        files.create_directory(names.directory).map_err(io)?;
+        let file = CheckedFile::open(files, names).map_err(io)?;
+        files.sync_directory(names.directory).map_err(io)?;
         files.sync_directory("").map_err(io)?;
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)

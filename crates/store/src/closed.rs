@@ -67,10 +67,12 @@ pub fn truncate(
     Ok(truncated)
 }
 
-/// Makes the data files of a closed store those of `manifest`, as [`kahawai_journal::install`]. The index goes, and is made
-/// again from them: what was collected meanwhile promises a journal that gives the same state from its beginning, not from some
-/// place in it.
+/// Makes the data files of a closed store those of `manifest`, as [`kahawai_journal::install`]. The index becomes the one that
+/// [`crate::IndexBuilder`] has made of them. Without that it goes, and is made again from the files: what was collected meanwhile
+/// promises a journal that gives the same state from its beginning, not from some place in it.
 pub fn install(files: &Arc<dyn Files>, manifest: &[SealedFile]) -> Result<Installed, ClosedError> {
     IndexStore::discard(files)?;
-    Ok(kahawai_journal::install(files, manifest)?)
+    let installed = kahawai_journal::install(files, manifest)?;
+    crate::build::install_staged(files)?;
+    Ok(installed)
 }

@@ -17,6 +17,7 @@
 
 mod append;
 pub mod audit;
+mod build;
 mod checked;
 pub mod checkpoint;
 pub mod chunk;
@@ -35,6 +36,7 @@ pub mod replay;
 pub mod state;
 
 pub use append::Store;
+pub use build::{IndexBuilder, discard_staged};
 pub use closed::{ClosedError, install, truncate};
 pub use follow::{Follower, OpenedFollower, PromoteError, Promoted};
 pub use identity::{

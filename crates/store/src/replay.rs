@@ -56,6 +56,12 @@ pub enum ReplayError {
         /// Its first batch.
         at: Lsn,
     },
+    /// A record is read while it comes, and was needed again.
+    #[error("record at db-{}.log offset {} cannot be read yet", .at.file, .at.offset)]
+    Gone {
+        /// Where.
+        at: Location,
+    },
     /// The primary had no use for a data file any more, this index has: one of them is wrong, and nothing is deleted.
     #[error(
         "record at db-{}.log offset {} says that db-{file}.log is needed no more, but the index needs it: {why}; index and \
@@ -153,10 +159,12 @@ pub fn collected_files(reader: &JournalReader) -> Result<Collected, ReplayError>
     Ok(found)
 }
 
-/// Replays batches into an index, which is always the same one. What it owns is what has no effect yet.
-#[derive(Debug)]
+/// Replays batches into an index, which is always the same one. What it owns is what has no effect yet. The default one replays
+/// records of ours into an empty index, from the first file on, while they come.
+#[derive(Debug, Default)]
 pub struct Replayer {
-    reader: JournalReader,
+    /// `None`: what is not in memory any more cannot be read.
+    reader: Option<JournalReader>,
     /// `None` = every record must be ours.
     ids: Option<Ids>,
     /// ActiveMQ wrote in between ours: sequences in our records mean nothing, ids decide.
@@ -179,19 +187,7 @@ pub struct Replayer {
 impl Replayer {
     /// Replays into an index in which everything below `applied` has had its effect.
     pub fn new(reader: JournalReader, ids: Option<Ids>, mixed: bool, applied: Lsn) -> Self {
-        Self {
-            reader,
-            ids,
-            mixed,
-            applied,
-            seen_ours: false,
-            open: BTreeMap::new(),
-            out: Vec::new(),
-            skip: BTreeSet::new(),
-            checks_collection: false,
-            collected: Vec::new(),
-            records: 0,
-        }
+        Self { reader: Some(reader), ids, mixed, applied, ..Self::default() }
     }
 
     /// From here on a data file that the index needs is not given up, whatever the journal says.
@@ -566,7 +562,8 @@ impl Replayer {
     }
 
     fn read_prepared(&mut self, state: &mut State, prepared: Prepared) -> Result<Vec<Step>, ReplayError> {
-        let mut window = self.reader.window();
+        let reader = self.reader.as_ref().ok_or(ReplayError::Gone { at: prepared.first })?;
+        let mut window = reader.window();
         let mut steps = Vec::with_capacity(prepared.operations.len());
         for op in prepared.operations {
             let (at, size) = match &op {

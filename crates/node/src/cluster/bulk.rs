@@ -3,6 +3,7 @@
 //! ```text
 //! primary  BulkSource: lease (nothing is collected), manifest, ranges of sealed files
 //! replica  BulkSink:   plan, N transfer connections -> replication/incoming/db-N.log, replication/incoming/resume
+//!          meanwhile:  check what comes, in order, and make its index -> replication/incoming/index.redb
 //!          then, on a closed store: install, and the journal is the primary's up to the start of the live stream
 //! ```
 
@@ -12,16 +13,19 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use kahawai_env::{Clock, Entropy, Files, OsEntropy};
+use kahawai_env::{Clock, Entropy, Files, OsEntropy, PageBuffer};
 use kahawai_journal::JournalReader;
 use kahawai_kdbr::{
     CHUNK_BYTES_MAX, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse, Frame,
     MANIFEST_FILES_MAX, ManifestFile, Role, SyncId, SyncManifest, TransferStatus,
 };
 use kahawai_replication::sync::{
-    CHUNK_BYTES, FileIdentity, Leases, Progress, Range, TokenBucket, Transfers, TransfersOptions,
+    CHUNK_BYTES, Leases, Progress, Range, TokenBucket, Transfers, TransfersOptions,
 };
-use kahawai_shipping::{ResumeLog, described, offered, open_incoming, prepare, read_chunk, verify};
+use kahawai_shipping::{
+    Arrivals, ChunkMemory, IncomingFile, ResumeLog, check, described, offered, prepare, read_chunk, settle,
+};
+use kahawai_store::IndexBuilder;
 use kahawai_types::{Epoch, Millis, ReplicaId};
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{debug, info, warn};
@@ -262,6 +266,7 @@ impl BulkSource {
 
     async fn requests(&self, connected: Connected, reign: &Reign) -> Result<(), NetError> {
         let Connected { mut reader, mut writer, .. } = connected;
+        let mut memory = ChunkMemory::default();
         loop {
             let request = match reader.next().await? {
                 Frame::FileTransfer(request) => request,
@@ -286,7 +291,7 @@ impl BulkSource {
             };
             writer.send(&Frame::FileTransferResponse(answer)).await?;
             if status == TransferStatus::Ok {
-                self.range(&request, reign, &mut writer).await?;
+                memory = self.range(&request, reign, &mut writer, memory).await?;
             }
             writer.flush().await?;
         }
@@ -297,7 +302,8 @@ impl BulkSource {
         request: &FileTransfer,
         reign: &Reign,
         writer: &mut super::net::FrameWriter,
-    ) -> Result<(), NetError> {
+        mut memory: ChunkMemory,
+    ) -> Result<ChunkMemory, NetError> {
         let end = request.offset.saturating_add(request.length);
         let mut at = request.offset;
         while at < end {
@@ -310,8 +316,13 @@ impl BulkSource {
                 }
             }
             let (reader, id) = (reign.reader(), request.id);
-            let read = spawn_blocking(move || read_chunk(&reader, id, at, length as usize)).await;
-            let bytes = read.map_err(io::Error::other)?.map_err(io::Error::other)?;
+            let read = spawn_blocking(move || {
+                let read = read_chunk(&reader, id, at, length as usize, &mut memory);
+                (read, memory)
+            });
+            let (read, back) = read.await.map_err(io::Error::other)?;
+            memory = back;
+            let bytes = read.map_err(io::Error::other)?;
             if bytes.len() as u64 != length {
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
@@ -321,9 +332,13 @@ impl BulkSource {
             }
             at += length;
             let chunk = FileChunk::new(reign.epoch, request.request_id, at - length, bytes, at == end);
-            writer.send(&Frame::FileChunk(chunk)).await?;
+            let frame = Frame::FileChunk(chunk);
+            writer.send(&frame).await?;
+            if let Frame::FileChunk(chunk) = frame {
+                memory.give_back(chunk.bytes);
+            }
         }
-        Ok(())
+        Ok(memory)
     }
 }
 
@@ -371,12 +386,15 @@ pub(crate) struct BulkSink {
     reader: JournalReader,
     sessions: u32,
     progress: Mutex<SinkProgress>,
+    /// One at a time works with what is received: who is told to end may take a moment.
+    receiving: Arc<Mutex<()>>,
 }
 
 /// What all transfer connections of one synchronisation share.
 struct Fetching {
     transfers: Mutex<Transfers>,
     log: Mutex<ResumeLog>,
+    arrivals: Arc<Arrivals>,
     files: Arc<dyn Files>,
     clock: Arc<dyn Clock>,
     epoch: Epoch,
@@ -390,15 +408,16 @@ impl BulkSink {
         clock: Arc<dyn Clock>,
         reader: JournalReader,
         sessions: u32,
+        receiving: Arc<Mutex<()>>,
     ) -> Arc<Self> {
-        Arc::new(Self { files, clock, reader, sessions, progress: Mutex::default() })
+        Arc::new(Self { files, clock, reader, sessions, progress: Mutex::default(), receiving })
     }
 
     pub(crate) fn progress(&self) -> SinkProgress {
         unpoisoned(&self.progress).clone()
     }
 
-    /// Fetches and verifies what the manifest names. When this returns, everything lies in `incoming`, durably.
+    /// Fetches and checks what the manifest names. When this returns, everything lies in `incoming`, durably, with its index.
     pub(crate) async fn fetch(
         self: Arc<Self>,
         manifest: SyncManifest,
@@ -410,6 +429,14 @@ impl BulkSink {
         let fetching =
             spawn_blocking(move || preparing.prepare(&wanted)).await.map_err(|e| e.to_string())??;
         let fetching = Arc::new(fetching);
+        let _ending = Ending(Arc::clone(&fetching.arrivals));
+        let (checking, arrivals, wanted) =
+            (Arc::clone(&self), Arc::clone(&fetching.arrivals), manifest.clone());
+        let checking = spawn_blocking(move || {
+            let _alone = unpoisoned(&checking.receiving);
+            let mut builder = IndexBuilder::new(wanted.commit);
+            check(&checking.files, &wanted, &arrivals, &mut builder).map(|checked| (checked, builder))
+        });
         let sessions = self.sessions.min(manifest.sessions_max).max(1);
         let mut tasks = JoinSet::new();
         for session in 0..sessions {
@@ -442,9 +469,14 @@ impl BulkSink {
             }
         }
         self.note(&fetching);
-        let verifying = Arc::clone(&self);
-        let wanted = manifest.clone();
-        spawn_blocking(move || verifying.verify(&wanted, &fetching)).await.map_err(|e| e.to_string())??;
+        fetching.arrivals.end();
+        let (checked, builder) = checking.await.map_err(|e| e.to_string())??;
+        let settling = Arc::clone(&self);
+        let settled = spawn_blocking(move || {
+            let _alone = unpoisoned(&settling.receiving);
+            settle(&settling.files, checked, builder, &mut unpoisoned(&fetching.log))
+        });
+        settled.await.map_err(|e| e.to_string())??;
         let progress = self.progress();
         info!(bytes = progress.bytes_done, resumed = progress.bytes_resumed, "all files are here");
         Ok(manifest)
@@ -469,7 +501,9 @@ impl BulkSink {
     }
 
     fn prepare(&self, manifest: &SyncManifest) -> Result<Fetching, String> {
+        let _alone = unpoisoned(&self.receiving);
         let (plan, log) = prepare(&self.files, &self.reader, manifest)?;
+        let arrivals = Arrivals::new(&plan);
         let now = boot_ms(&*self.clock);
         let options = TransfersOptions {
             sessions_max: self.sessions.min(manifest.sessions_max).max(1),
@@ -486,6 +520,7 @@ impl BulkSink {
         Ok(Fetching {
             transfers: Mutex::new(transfers),
             log: Mutex::new(log),
+            arrivals,
             files: Arc::clone(&self.files),
             clock: Arc::clone(&self.clock),
             epoch: manifest.epoch,
@@ -493,11 +528,14 @@ impl BulkSink {
             changed: tokio::sync::Notify::new(),
         })
     }
+}
 
-    /// Whether what came is what was announced; what is not is fetched again next time.
-    fn verify(&self, manifest: &SyncManifest, fetching: &Fetching) -> Result<(), String> {
-        let complete: Vec<FileIdentity> = unpoisoned(&fetching.transfers).complete().collect();
-        verify(&self.files, manifest, &complete, &mut unpoisoned(&fetching.log))
+/// Who checks what comes ends with the synchronisation.
+struct Ending(Arc<Arrivals>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -553,6 +591,7 @@ impl Fetching {
     ) -> Result<(), Trouble> {
         let connected = dial(address, Role::Transfer, credentials).await?;
         let Connected { mut reader, mut writer, .. } = connected;
+        let mut memory = PageBuffer::default();
         loop {
             let now = self.now();
             let next = unpoisoned(&self.transfers).next(session, now);
@@ -568,7 +607,7 @@ impl Fetching {
             };
             writer.send(&Frame::FileTransfer(request)).await?;
             writer.flush().await?;
-            self.receive(session, range, &mut reader).await?;
+            memory = self.receive(session, range, &mut reader, memory).await?;
             self.changed.notify_waiters();
             self.changed.notify_one();
         }
@@ -579,9 +618,10 @@ impl Fetching {
         session: u32,
         range: Range,
         reader: &mut super::net::FrameReader,
-    ) -> Result<(), Trouble> {
+        mut memory: PageBuffer,
+    ) -> Result<PageBuffer, Trouble> {
         let (files, key) = (Arc::clone(&self.files), range.key);
-        let opened = spawn_blocking(move || open_incoming(&files, key)).await;
+        let opened = spawn_blocking(move || IncomingFile::open(&files, key, range.file_bytes)).await;
         let file = opened.map_err(Trouble::over)?.map_err(Trouble::over)?;
         let first = (range.offset / CHUNK_BYTES) as u32;
         let last = loop {
@@ -603,21 +643,28 @@ impl Fetching {
             let placed = unpoisoned(&self.transfers)
                 .arrived(session, chunk.request_id, chunk.offset, length)
                 .map_err(Trouble::over)?;
-            let target = Arc::clone(&file);
-            let written = spawn_blocking(move || target.write_at(&chunk.bytes, chunk.offset)).await;
-            written.map_err(Trouble::over)?.map_err(Trouble::over)?;
+            self.arrivals.came(key, placed.index, &chunk.bytes);
+            let target = file.clone();
+            let written = spawn_blocking(move || {
+                let written = target.write(&chunk.bytes, chunk.offset, &mut memory);
+                (written, memory)
+            });
+            let (written, back) = written.await.map_err(Trouble::over)?;
+            memory = back;
+            written.map_err(Trouble::over)?;
             if placed.ends_range {
                 break placed.index + 1;
             }
         };
-        let target = Arc::clone(&file);
-        spawn_blocking(move || target.sync_data()).await.map_err(Trouble::over)?.map_err(Trouble::over)?;
+        spawn_blocking(move || file.flush()).await.map_err(Trouble::over)?.map_err(Trouble::over)?;
+        self.arrivals.flushed(key, first..last);
         let now = self.now();
         let mut log = unpoisoned(&self.log);
         let mut out = BytesMut::new();
         unpoisoned(&self.transfers).flushed(now, key, first..last, &mut log.resume, &mut out);
-        // A few bytes for sixteen mebibytes: not worth a thread.
-        tokio::task::block_in_place(|| log.append(&out)).map_err(Trouble::over)
+        // A few bytes for eight mebibytes: not worth a thread.
+        tokio::task::block_in_place(|| log.append(&out)).map_err(Trouble::over)?;
+        Ok(memory)
     }
 }
 

@@ -121,6 +121,8 @@ struct Stage {
     election: Election,
     clock: Arc<dyn Clock>,
     bulk: Arc<BulkSource>,
+    /// Held by who works with what a synchronisation has received.
+    receiving: Arc<Mutex<()>>,
     kdbr: String,
     node: NodeOptions,
     provider_name: String,
@@ -304,6 +306,7 @@ impl ClusterNode {
             election,
             clock,
             bulk,
+            receiving: Arc::default(),
             kdbr: address,
             node,
             provider_name: options.provider_name,
@@ -570,6 +573,7 @@ impl Run {
             Arc::clone(&self.stage.clock),
             reader,
             self.options.transfer_sessions,
+            Arc::clone(&self.stage.receiving),
         );
         let copying = Copying {
             files: Arc::clone(&self.files),

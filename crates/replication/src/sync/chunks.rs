@@ -56,8 +56,17 @@ impl ChunkMap {
 
     /// What is missing, in order, in pieces of at most `chunks_max`.
     pub fn missing(&self, chunks_max: u32) -> Vec<Range<u32>> {
+        self.runs(0..self.chunks(), chunks_max)
+    }
+
+    /// What is missing of these, in order.
+    pub fn missing_in(&self, chunks: Range<u32>) -> Vec<Range<u32>> {
+        self.runs(chunks.start..chunks.end.min(self.chunks()), u32::MAX)
+    }
+
+    fn runs(&self, chunks: Range<u32>, chunks_max: u32) -> Vec<Range<u32>> {
         let mut missing: Vec<Range<u32>> = Vec::new();
-        for chunk in (0..self.chunks()).filter(|chunk| !self.has(*chunk)) {
+        for chunk in chunks.filter(|chunk| !self.has(*chunk)) {
             match missing.last_mut() {
                 Some(run) if run.end == chunk && run.end - run.start < chunks_max => run.end += 1,
                 _ => missing.push(chunk..chunk + 1),
@@ -89,6 +98,8 @@ mod tests {
             let missing = map.missing(max);
             prop_assert!(missing.iter().all(|run| !run.is_empty() && run.end - run.start <= max));
             let listed: Vec<u32> = missing.into_iter().flatten().collect();
+            let some: Vec<u32> = map.missing_in(3..17).into_iter().flatten().collect();
+            prop_assert!(some.iter().eq(listed.iter().filter(|chunk| (3..17).contains(*chunk))));
             prop_assert!(listed.iter().copied().eq((0..map.chunks()).filter(|chunk| !model.contains(chunk))));
         }
     }

@@ -1,4 +1,3 @@
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use kahawai_kdbr::{FileKind, ManifestFile, SyncId, SyncManifest};
@@ -52,7 +51,7 @@ pub struct Plan {
     pub sync_id: SyncId,
     /// Files of the store that stay.
     pub keep: Vec<FileKey>,
-    /// Files to fetch, the largest first, so that the end is not one connection's work.
+    /// Files to fetch, in order: what is made of them is made while they come.
     pub fetch: Vec<Fetch>,
     /// Files of the store that are not the primary's: they go when the others are installed.
     pub remove: Vec<FileKey>,
@@ -121,7 +120,7 @@ pub fn plan(manifest: &SyncManifest, held: &[FileIdentity], resume: &Resume) -> 
             plan.fetch.push(Fetch { file: file.clone(), done });
         }
     }
-    plan.fetch.sort_by_key(|fetch| (Reverse(fetch.file.length), fetch.file.kind, fetch.file.id));
+    plan.fetch.sort_by_key(|fetch| (fetch.file.kind, fetch.file.id));
     plan.remove = held.into_keys().filter(|key| !wanted.contains_key(key)).collect();
     Ok(plan)
 }

@@ -25,7 +25,7 @@ pub struct TransfersOptions {
 
 impl Default for TransfersOptions {
     fn default() -> Self {
-        Self { range_chunks_max: 16, sessions_max: 4, retry_ms_min: 250, retry_ms_max: 30_000 }
+        Self { range_chunks_max: 8, sessions_max: 4, retry_ms_min: 250, retry_ms_max: 30_000 }
     }
 }
 
@@ -40,6 +40,8 @@ pub struct Range {
     pub offset: u64,
     /// So many bytes.
     pub length: u64,
+    /// Of the whole file.
+    pub file_bytes: u64,
 }
 
 /// A chunk that belongs where the peer says: write it there, and after the flush call [`Transfers::flushed`].
@@ -107,8 +109,9 @@ struct File {
 struct Request {
     id: u64,
     key: FileKey,
-    /// Not arrived yet.
-    rest: Chunks<u32>,
+    all: Chunks<u32>,
+    /// Comes next.
+    next: u32,
 }
 
 #[derive(Debug, Default)]
@@ -120,7 +123,7 @@ struct Session {
 
 /// The work of a bulk synchronisation, shared out to several connections.
 ///
-/// Whoever is free takes the next range; what a broken connection had not received goes back to the front of the queue.
+/// Whoever is free takes the next range; what a broken connection has not flushed goes back to the front of the queue.
 #[derive(Debug)]
 pub struct Transfers {
     sync_id: SyncId,
@@ -199,12 +202,12 @@ impl Transfers {
             return None;
         }
         let (key, chunks) = self.queue.pop_front()?;
-        let length = self.files.get(&key)?.identity.length;
+        let file_bytes = self.files.get(&key)?.identity.length;
         self.requests += 1;
         let offset = u64::from(chunks.start) * CHUNK_BYTES;
-        let end = (u64::from(chunks.end) * CHUNK_BYTES).min(length);
-        session.request = Some(Request { id: self.requests, key, rest: chunks });
-        Some(Range { request_id: self.requests, key, offset, length: end - offset })
+        let end = (u64::from(chunks.end) * CHUNK_BYTES).min(file_bytes);
+        session.request = Some(Request { id: self.requests, key, next: chunks.start, all: chunks });
+        Some(Range { request_id: self.requests, key, offset, length: end - offset, file_bytes })
     }
 
     /// A chunk has come. After an error the connection is of no use: close it, and call [`Self::failed`].
@@ -219,14 +222,14 @@ impl Transfers {
         let session = self.sessions.get_mut(&session).ok_or(unknown)?;
         let request = session.request.as_mut().filter(|request| request.id == request_id).ok_or(unknown)?;
         let file = self.files.get(&request.key).ok_or(unknown)?;
-        let wanted_offset = u64::from(request.rest.start) * CHUNK_BYTES;
+        let wanted_offset = u64::from(request.next) * CHUNK_BYTES;
         let wanted_length = CHUNK_BYTES.min(file.identity.length.saturating_sub(wanted_offset));
         if (offset, length) != (wanted_offset, wanted_length) {
             return Err(TransferError::OutOfPlace { offset, length, wanted_offset, wanted_length });
         }
-        let (key, index) = (request.key, request.rest.start);
-        request.rest.start += 1;
-        let ends_range = request.rest.is_empty();
+        let (key, index) = (request.key, request.next);
+        request.next += 1;
+        let ends_range = request.next >= request.all.end;
         if ends_range {
             session.request = None;
             session.failures = 0;
@@ -256,14 +259,17 @@ impl Transfers {
         complete
     }
 
-    /// The connection broke, or said something wrong: what it had not received goes to others. It may be opened again at the time
+    /// The connection broke, or said something wrong: what is not flushed of its range goes to others. It may be opened again at the time
     /// that comes back; `jitter` is a random number.
     pub fn failed(&mut self, session: u32, now: Millis, jitter: u64) -> Millis {
         self.retries = self.retries.saturating_add(1);
         let TransfersOptions { retry_ms_min, retry_ms_max, .. } = self.options;
         let session = self.sessions.entry(session).or_default();
         if let Some(request) = session.request.take() {
-            self.queue.push_front((request.key, request.rest));
+            let missing = self.files.get(&request.key).map(|file| file.done.missing_in(request.all));
+            for chunks in missing.unwrap_or_default().into_iter().rev() {
+                self.queue.push_front((request.key, chunks));
+            }
         }
         let wait_ms = retry_ms_min.saturating_mul(1 << session.failures.min(20)).min(retry_ms_max).max(2);
         session.failures = session.failures.saturating_add(1);

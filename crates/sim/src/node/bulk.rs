@@ -4,14 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use kahawai_env::File;
+use kahawai_env::PageBuffer;
 use kahawai_kdbr::{
     CHUNK_BYTES_MAX, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse, Frame,
     ManifestFile, Role as Purpose, SyncId, SyncManifest, TransferStatus,
 };
-use kahawai_replication::sync::{CHUNK_BYTES, FileIdentity, Leases, Range, Transfers, TransfersOptions};
+use kahawai_replication::sync::{CHUNK_BYTES, Leases, Range, Transfers, TransfersOptions};
 use kahawai_replication::{SinkEvent, SourceEvent};
-use kahawai_shipping::{ResumeLog, chain, described, offered, open_incoming, prepare, read_chunk, verify};
+use kahawai_shipping::{
+    Arrivals, ChunkMemory, IncomingFile, ResumeLog, chain, check, described, offered, prepare, read_chunk,
+    settle,
+};
+use kahawai_store::IndexBuilder;
 use kahawai_types::{Epoch, Millis, ReplicaId};
 
 use super::copying::Over;
@@ -30,7 +34,7 @@ const SILENCE: u64 = 15_000 * MS;
 /// One transfer connection.
 struct Transfer {
     number: u32,
-    range: Option<(Range, Arc<dyn File>)>,
+    range: Option<(Range, IncomingFile)>,
     heard: u64,
 }
 
@@ -40,6 +44,7 @@ pub(crate) struct Fetch {
     target: usize,
     transfers: Transfers,
     log: ResumeLog,
+    arrivals: Arc<Arrivals>,
     epoch: Epoch,
     conns: BTreeMap<ConnId, Transfer>,
     finished: BTreeSet<u32>,
@@ -148,9 +153,10 @@ impl Process {
         }
         let end = request.offset.saturating_add(request.length);
         let mut at = request.offset;
+        let mut memory = ChunkMemory::default();
         while at < end {
             let length = (end - at).min(CHUNK_BYTES_MAX as u64);
-            let bytes = match read_chunk(&reader, request.id, at, length as usize) {
+            let bytes = match read_chunk(&reader, request.id, at, length as usize, &mut memory) {
                 Ok(bytes) if bytes.len() as u64 == length => bytes,
                 _ => {
                     ctx.say(self.index, || format!("data file {} cannot be read", request.id));
@@ -203,6 +209,7 @@ impl Process {
             sessions_max: SESSIONS.min(manifest.sessions_max).max(1),
             ..TransfersOptions::default()
         };
+        let arrivals = Arrivals::new(&plan);
         let transfers = Transfers::new(plan, options, ctx.local_ms(self.index));
         Ok(Fetch {
             epoch: manifest.epoch,
@@ -210,6 +217,7 @@ impl Process {
             target,
             transfers,
             log,
+            arrivals,
             conns: BTreeMap::new(),
             finished: BTreeSet::new(),
             session,
@@ -283,7 +291,7 @@ impl Process {
             offset: range.offset,
             length: range.length,
         };
-        match open_incoming(&files, range.key) {
+        match IncomingFile::open(&files, range.key, range.file_bytes) {
             Ok(file) => transfer.range = Some((range, file)),
             Err(problem) => return self.fetch_over(ctx, problem.to_string()),
         }
@@ -363,16 +371,18 @@ impl Process {
             Ok(placed) => placed,
             Err(problem) => return self.fetch_over(ctx, problem.to_string()),
         };
-        if let Err(problem) = file.write_at(&chunk.bytes, chunk.offset) {
+        fetch.arrivals.came(range.key, placed.index, &chunk.bytes);
+        if let Err(problem) = file.write(&chunk.bytes, chunk.offset, &mut PageBuffer::default()) {
             return self.fetch_over(ctx, problem.to_string());
         }
         if !placed.ends_range {
             return;
         }
-        if let Err(problem) = file.sync_data() {
+        if let Err(problem) = file.flush() {
             return self.fetch_over(ctx, problem.to_string());
         }
         let first = (range.offset / CHUNK_BYTES) as u32;
+        fetch.arrivals.flushed(range.key, first..placed.index + 1);
         let mut out = BytesMut::new();
         fetch.transfers.flushed(now, range.key, first..placed.index + 1, &mut fetch.log.resume, &mut out);
         if let Err(problem) = fetch.log.append(&out) {
@@ -385,8 +395,11 @@ impl Process {
     fn fetched(&mut self, ctx: &mut Ctx) {
         let files = Arc::clone(&self.files);
         let Some(fetch) = self.fetch() else { return };
-        let complete: Vec<FileIdentity> = fetch.transfers.complete().collect();
-        if let Err(problem) = verify(&files, &fetch.manifest, &complete, &mut fetch.log) {
+        let mut builder = IndexBuilder::new(fetch.manifest.commit);
+        fetch.arrivals.end();
+        let checked = check(&files, &fetch.manifest, &fetch.arrivals, &mut builder);
+        let settled = checked.and_then(|checked| settle(&files, checked, builder, &mut fetch.log));
+        if let Err(problem) = settled {
             return self.fetch_over(ctx, problem);
         }
         let Some(sink) = self.sink() else { return };

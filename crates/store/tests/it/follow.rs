@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use kahawai_env::{Files, OpenMode, OsEntropy};
 use kahawai_journal::{
-    BatchView, CollectionRecord, INCOMING_DIRECTORY, JournalReader, NewEpoch, SealedFile, Writer, verify_file,
+    BatchView, CollectionRecord, INCOMING_DIRECTORY, JournalReader, NewEpoch, SealedFile, Writer, check_file,
+    data_file_name, incoming_name, verify_file,
 };
 use kahawai_kahadb::command::{
     AddHeader, MessageKey, RemoveHeader, encode_add, encode_commit, encode_prepare, encode_remove,
@@ -21,8 +22,8 @@ use kahawai_store::collect::candidates;
 use kahawai_store::inspect::inspect;
 use kahawai_store::replay::ReplayError;
 use kahawai_store::{
-    ClosedError, Follower, Identity, OpenError, OpenOptions, OpenedFollower, Promoted, Rebuilt, install,
-    truncate,
+    ClosedError, Follower, Identity, IndexBuilder, OpenError, OpenOptions, OpenedFollower, Promoted, Rebuilt,
+    discard_staged, install, truncate,
 };
 use kahawai_testkit::{MemoryFiles, Random};
 use kahawai_types::{Epoch, Lsn};
@@ -420,11 +421,36 @@ fn receive(reader: &JournalReader, files: &MemoryFiles, sealed: &SealedFile) {
     target.sync_directory(INCOMING_DIRECTORY).unwrap();
 }
 
-/// A replica was away for so long that files it lacks are collected: it is given what is left, and makes its index from that.
-/// An interruption anywhere is made good by the next try.
+/// Makes the index of files that were received, or were there, as who receives them does; `false` if that is left to the start.
+fn build(files: &MemoryFiles, manifest: &[SealedFile], commit: Lsn) -> bool {
+    let target = directory(files);
+    discard_staged(&target).unwrap();
+    let mut builder = IndexBuilder::new(commit);
+    for sealed in manifest {
+        let incoming = incoming_name(sealed.id);
+        let name = if files.exists(&incoming).unwrap() { incoming } else { data_file_name(sealed.id) };
+        let file = target.open(&name, OpenMode::Read).unwrap();
+        check_file(file, &name, sealed, |batch| builder.batch(batch)).unwrap();
+    }
+    let staged = builder.stage(&target).unwrap();
+    target.sync_directory(INCOMING_DIRECTORY).unwrap();
+    staged
+}
+
+/// A replica was away for so long that files it lacks are collected: it is given what is left, and makes its index from that,
+/// later or while they come. An interruption anywhere is made good by the next try.
 #[test]
 fn a_replica_that_was_away_too_long_is_given_files() {
-    let mut world = World::new(31);
+    let mut with_index = 0;
+    for (seed, builds) in [(31, false), (31, true), (32, true), (33, true), (34, true)] {
+        with_index += given_files(seed, builds);
+    }
+    assert!(with_index > 30, "{with_index} times");
+}
+
+fn given_files(seed: u64, builds: bool) -> usize {
+    let mut with_index = 0;
+    let mut world = World::new(seed);
     let mut away = Replica::new();
     for _ in 0..150 {
         assert!(world.step());
@@ -449,14 +475,22 @@ fn a_replica_that_was_away_too_long_is_given_files() {
         for sealed in manifest.iter().filter(|sealed| !have.contains(sealed)) {
             receive(&reader, &files, sealed);
         }
+        let built = builds && build(&files, &manifest, world.confirmed.min(end));
         files.die_after(stop);
-        finished |= install(&directory(&files), &manifest).is_ok();
+        let installed = install(&directory(&files), &manifest).is_ok();
+        finished |= installed;
         let files = files.crash(stop);
-        install(&directory(&files), &manifest).unwrap();
-        assert!(!files.exists(INDEX_FILE).unwrap(), "an index of another journal");
+        if !installed {
+            install(&directory(&files), &manifest).unwrap();
+        }
+        assert!(builds || !files.exists(INDEX_FILE).unwrap(), "an index of another journal");
         let OpenedFollower { follower, writer, identity, report, .. } =
             Follower::open(&directory(&files), &OsEntropy, &replica_options(), Lsn::ZERO).unwrap();
-        assert!(matches!(report.index, Rebuilt::Journal { .. }), "{:?}", report.index);
+        let has_index = report.index == Rebuilt::Checkpoint;
+        assert!(has_index || matches!(report.index, Rebuilt::Journal { .. }), "{:?}", report.index);
+        assert!(built || !has_index, "an index of another journal");
+        assert!(has_index || !built || !installed, "an index for nothing");
+        with_index += usize::from(has_index);
         let hint = report.recovery.commit_hint;
         let mut replica = Replica { files, follower, writer, identity, commit: Lsn::ZERO, hint };
         assert!(replica.copy(&batches(&reader, replica.durable()), usize::MAX));
@@ -476,6 +510,7 @@ fn a_replica_that_was_away_too_long_is_given_files() {
     assert!(replica.copy(&batches(&reader, replica.durable()), usize::MAX));
     while replica.follower.apply(world.confirmed, 50).unwrap() {}
     assert_eq!(replica.follower.digest().unwrap(), world.store.digest().unwrap());
+    with_index
 }
 
 #[test]
