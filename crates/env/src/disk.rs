@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use kahawai_types::Millis;
-use rustix::fs::{Advice, OFlags, fadvise};
+use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate};
+use rustix::io::Errno;
 
 use crate::lock::{FileLock, refuse_if_locked_here};
 use crate::{File, Files, Lock, OpenMode, PAGE_BYTES, check_name};
@@ -202,7 +203,7 @@ impl DiskFile {
             found => found,
         };
         // Where nobody can say, things are as they always were.
-        !matches!(found, Err(rustix::io::Errno::AGAIN))
+        !matches!(found, Err(Errno::AGAIN))
     }
 
     fn write_zeros_through_the_cache(&self, offset: u64, len: u64) -> io::Result<bool> {
@@ -240,6 +241,13 @@ impl File for DiskFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        match fallocate(&self.file, FallocateFlags::empty(), 0, len) {
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<bool> {

@@ -19,6 +19,11 @@ pub trait File: Send + Sync + Debug {
     fn len(&self) -> io::Result<u64>;
     /// Cuts or extends with zeros.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Makes the file at least so long, with zeros, and takes the room for it now: a full disk says so here, and several threads can write
+    /// to it at a time. Where that cannot be done, nothing happens.
+    fn allocate(&self, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
     /// Forgets what the cache holds of it and is not dirty, as far as that can be done: the next read comes from the
     /// disk. After a failed flush the cache may hold what the disk does not, so whoever opens a journal asks for the disk.
     fn drop_cache(&self) -> io::Result<()> {

@@ -42,6 +42,7 @@ impl IncomingFile {
         let is_new = !files.exists(&name)?;
         let file = files.open(&name, OpenMode::Write)?;
         if is_new {
+            file.allocate((length + END_MARK.len() as u64).next_multiple_of(PAGE_BYTES as u64))?;
             // Before the log says that something is in it.
             files.sync_directory(INCOMING_DIRECTORY)?;
         }
