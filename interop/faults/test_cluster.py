@@ -258,9 +258,10 @@ def test_a_full_disk_and_a_flipped_bit_while_whole_files_are_fetched(filled):
         newcomer.start(wait=False)
         says(cluster, newcomer, "a received file is not what was announced", old.name)
         assert not (newcomer.directory / old.name).exists(), "a damaged file was put in place"
-        # Nor is one that nobody has summed up yet.
-        unsummed = lambda _: not summed(primary, data_files(primary)[-3]) and data_files(primary)[-3]
-        fresh = cluster.wait_for(unsummed, 30, "a finished file without a sum")
+        # Nor is one of which nobody has kept what it was.
+        fresh = data_files(primary)[-3]
+        cluster.wait_for(lambda _: summary(primary, fresh).exists(), 30, "a finished file is summed up")
+        summary(primary, fresh).unlink()
         flip(fresh)
         flip(old)
         says(cluster, newcomer, "damaged at", fresh.name)
@@ -299,8 +300,9 @@ def data_files(node):
     return sorted(node.directory.glob("db-*.log"), key=lambda path: int(path.stem.removeprefix("db-")))
 
 
-def summed(node, file):
-    return (node.directory / "replication" / "sums" / f"{file.stem}.sum").exists()
+def summary(node, file):
+    """Where a node keeps what a data file is."""
+    return node.directory / "replication" / "sums" / f"{file.stem}.sum"
 
 
 def flip(file):

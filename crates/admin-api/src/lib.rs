@@ -12,7 +12,8 @@ mod stored;
 
 pub use command::{ApiError, ClusterCommand, CommandResult, ParseCommandError, RecordText};
 pub use status::{
-    BrokerStatus, Connector, DestinationKind, DestinationStatus, ElectionStatus, Histogram, JournalStatus,
-    Member, Presence, PrimaryStatus, ReplicaStatus, Role, RoleChange, Status, Suspension, SyncProgress,
+    BrokerStatus, Connector, DamagedFile, DestinationKind, DestinationStatus, ElectionStatus, Histogram,
+    JournalStatus, Member, Presence, PrimaryStatus, ReplicaStatus, Role, RoleChange, Status, Suspension,
+    SyncProgress,
 };
 pub use stored::StoredRecord;

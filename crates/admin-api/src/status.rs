@@ -273,6 +273,20 @@ pub struct JournalStatus {
     pub files: u64,
     /// Their bytes.
     pub file_bytes: u64,
+    /// Those in which damage was found and that are not repaired.
+    pub damaged: Vec<DamagedFile>,
+    /// Those that were repaired since the store was opened.
+    pub repaired: u64,
+}
+
+/// A data file whose bytes are not those that were written.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DamagedFile {
+    /// N of `db-N.log`.
+    pub file: u32,
+    /// Where and what.
+    pub problem: String,
 }
 
 /// How often a value was how large.

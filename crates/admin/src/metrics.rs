@@ -157,6 +157,16 @@ fn journal(page: &mut Page, status: &Status) {
         .sample(&[], journal.flush_seconds_max);
     page.gauge("kahawai_journal_flush_seconds_last", "The newest flush.")
         .sample(&[], journal.flush_seconds_last);
+    page.gauge(
+        "kahawai_journal_damaged_files",
+        "Data files in which damage was found and that are not repaired.",
+    )
+    .sample(&[], journal.damaged.len());
+    page.counter(
+        "kahawai_journal_repaired_files_total",
+        "Damaged data files that were replaced by a sound copy.",
+    )
+    .sample(&[], journal.repaired);
     if let Some(free) = journal.disk_free_bytes {
         page.gauge("kahawai_journal_disk_free_bytes", "Space that is left for the journal, bytes.")
             .sample(&[], free);

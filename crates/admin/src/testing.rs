@@ -62,6 +62,8 @@ pub(crate) fn primary() -> Status {
             ..ElectionStatus::default()
         }),
         journal: JournalStatus {
+            damaged: vec![kahawai_admin_api::DamagedFile { file: 7, problem: "a flipped bit".to_owned() }],
+            repaired: 2,
             records: 10,
             batches: 4,
             bytes: 5_000,

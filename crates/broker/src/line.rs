@@ -68,7 +68,7 @@ pub(crate) enum HeldState {
     Acknowledged,
     /// On its way to the dead letters: its body is being read.
     Dying,
-    /// Its body cannot be read. Stays until an operator acts or the next start.
+    /// Its body cannot be read. Stays until the data file is replaced, or the next start.
     Unreadable,
 }
 
@@ -332,6 +332,14 @@ impl Line {
             let returns = held.returns.saturating_add(counted.into());
             self.put(Position { tier: held.tier, slot }, held.body, returns);
         }
+    }
+
+    /// What could not be read is tried again; `true` if there was any.
+    pub fn give_back_unreadable(&mut self) -> bool {
+        let unreadable = self.held.iter().filter(|(_, held)| held.state == HeldState::Unreadable);
+        let slots: Vec<Slot> = unreadable.map(|(slot, _)| *slot).collect();
+        slots.iter().for_each(|slot| self.give_back(*slot, false));
+        !slots.is_empty()
     }
 
     /// Forgets a stored message that is gone from the store. Returns how it was held, if it was.

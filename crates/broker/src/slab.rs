@@ -107,6 +107,12 @@ impl<K: SlabKey, T> Slab<K, T> {
         Some(value)
     }
 
+    pub fn keys(&self) -> impl Iterator<Item = K> {
+        let there = self.slots.iter().enumerate().filter(|(_, slot)| slot.value.is_some());
+        // Fewer than 2^32, see `insert`.
+        there.map(|(index, slot)| K::new(index as u32, slot.generation))
+    }
+
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -124,6 +130,7 @@ mod tests {
         let c = slab.insert("c");
         assert_eq!((slab.get(a), slab.get(b), slab.get(c)), (None, Some(&"b"), Some(&"c")));
         assert_eq!(slab.remove(a), None);
+        assert_eq!(slab.keys().collect::<Vec<_>>(), [c, b]);
         assert_eq!(slab.len(), 2);
     }
 }

@@ -119,6 +119,10 @@ pub struct RunArgs {
     /// Bytes per second that synchronisations of all replicas may take; 0 = no limit. [default: 0]
     #[arg(long, value_name = "BYTES")]
     sync_bandwidth: Option<u64>,
+    /// Bytes per second at which older data files are read, each once a day, to find damage; 0 = never. What is damaged is repaired
+    /// from another node. [default: 4194304]
+    #[arg(long, value_name = "BYTES")]
+    scrub_bandwidth: Option<u64>,
     /// Among equal copies the node with the higher number leads. [default: 0]
     #[arg(long, value_name = "N")]
     priority: Option<i32>,
@@ -189,6 +193,9 @@ fn settings(args: &RunArgs) -> Result<Settings, String> {
 fn node_options(args: &RunArgs, settings: &Settings) -> Result<NodeOptions, String> {
     let node = &settings.node;
     let mut options = NodeOptions::new(&node.directory);
+    if let Some(bytes) = args.scrub_bandwidth {
+        options.scrub_bytes_per_s = bytes;
+    }
     if let Some(max) = args.connections_max.or(node.connections_max(Protocol::Stomp).map(|max| max as usize))
     {
         options.connections_max = max;

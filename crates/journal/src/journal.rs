@@ -11,6 +11,7 @@ use crate::format::{Chain, EpochMarker, NODE_ID_BYTES_MAX};
 use crate::history::EPOCHS_FILE;
 use crate::prepare::NextFile;
 use crate::retire::{self, TOGETHER_MAX};
+use crate::scrub::{self, Scrubber};
 use crate::shared::{Shared, unpoison};
 use crate::{
     AppendError, Appended, Appender, DataFile, JournalFailed, JournalOptions, JournalReader, JournalStats,
@@ -218,6 +219,23 @@ impl Journal {
         Ok(())
     }
 
+    /// For the thread that looks for damage, reading so many bytes a second; 0 = it looks only where readers have met some. It ends
+    /// when the journal is closed.
+    pub fn scrubber(&self, bytes_per_s: u64) -> Scrubber {
+        Scrubber::new(self.shared.clone(), bytes_per_s)
+    }
+
+    /// Puts a sound copy in the place of a damaged data file that is written to no more: see [`Damage`]. The copy lies at `path`,
+    /// was checked, and is durable. `false` if that file is gone.
+    pub fn replace_file(&self, file: u32, path: &str) -> io::Result<bool> {
+        scrub::replace(&self.shared, file, path)
+    }
+
+    /// Data files in which damage was found and that were not replaced, with where and what; and how many were replaced.
+    pub fn damaged(&self) -> (Vec<(u32, String)>, u64) {
+        self.shared.suspicion.found()
+    }
+
     /// The data files with batches, ascending. Files that vanish meanwhile are left out.
     pub fn files(&self) -> Vec<DataFile> {
         let ids: Vec<u32> = unpoison(self.shared.used.read()).iter().copied().collect();
@@ -233,6 +251,12 @@ impl Journal {
         }
         self.shared.release(core);
         self.shared.next.close();
+        self.shared.suspicion.close();
+    }
+
+    /// Was it closed, or has it failed?
+    pub fn is_closed(&self) -> bool {
+        !matches!(self.shared.core().state, State::Running)
     }
 
     /// Space that is left for more files; `None` = that is not known.

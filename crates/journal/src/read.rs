@@ -167,8 +167,9 @@ pub struct WindowReader {
     valid: usize,
     buffer: Bytes,
     wanted: usize,
-    /// A damaged batch, from its beginning to its end: its records are not read and summed up again, one after the other.
-    refused: Option<(Lsn, Lsn, Problem)>,
+    /// A damaged batch, from its beginning to its end: its records are not read and summed up again, one after the other; unless files
+    /// were replaced since, of which there had been so many.
+    refused: Option<(Lsn, Lsn, Problem, u64)>,
 }
 
 impl WindowReader {
@@ -193,13 +194,13 @@ impl WindowReader {
 
     fn fill(&mut self, at: Location) -> Result<(), ReadError> {
         let shared = Arc::clone(&self.reader.shared);
-        let damaged = |at: Lsn, problem| ReadError::Damaged {
-            file: shared.describe(at.file()),
-            at: at.location(),
-            problem,
+        let damaged = |at: Lsn, problem| {
+            shared.suspicion.note(at.file());
+            ReadError::Damaged { file: shared.describe(at.file()), at: at.location(), problem }
         };
-        if let Some((begin, end, problem)) = &self.refused
+        if let Some((begin, end, problem, replaced)) = &self.refused
             && (*begin..*end).contains(&at.lsn())
+            && *replaced == shared.suspicion.replaced()
         {
             return Err(damaged(*begin, *problem));
         }
@@ -219,6 +220,7 @@ impl WindowReader {
         let left = if end.file() == at.file { (end.0 - begin.lsn().0) as usize } else { usize::MAX };
         let length = self.wanted.max(batch_bytes).min(left);
         self.valid = 0;
+        let replaced = shared.suspicion.replaced();
         let mut buffer = match std::mem::take(&mut self.buffer).try_into_mut() {
             Ok(mut buffer) if buffer.capacity() >= length && buffer.len() <= WINDOW_BYTES_MAX => {
                 if buffer.len() < length {
@@ -234,7 +236,7 @@ impl WindowReader {
         self.at = begin.lsn();
         self.valid = whole.map_err(|problem| {
             let end = Lsn(begin.lsn().0 + batch_bytes as u64);
-            self.refused = Some((begin.lsn(), end, problem));
+            self.refused = Some((begin.lsn(), end, problem, replaced));
             damaged(begin.lsn(), problem)
         })?;
         Ok(())

@@ -283,8 +283,21 @@ fn remembered(
     Ok(Some(sum).filter(|_| ends))
 }
 
+/// What was kept of a file, whatever is in it now; not if the next file does not continue that.
+pub(crate) fn kept(files: &Arc<dyn Files>, catalog: &dyn Catalog, id: u32) -> Option<SealedFile> {
+    let content = read_small_file(files, &sum_name(id), SUM_BYTES).unwrap_or_default()?;
+    let sum = Sum::decode(id, &content)?;
+    let next = id.checked_add(1)?;
+    let is_continued = catalog.first_from(next) != Some(next)
+        || match head(catalog, next) {
+            Ok(Head::Stamped(stamp)) => stamp.prev_chain == sum.file.end_chain,
+            _ => true,
+        };
+    is_continued.then_some(sum.file)
+}
+
 /// Walks a whole file that continues `before`. `None` if it has no batch.
-fn walk(catalog: &dyn Catalog, id: u32, before: Links) -> Result<Option<Sum>, ReadError> {
+pub(crate) fn walk(catalog: &dyn Catalog, id: u32, before: Links) -> Result<Option<Sum>, ReadError> {
     let start = Location::new(id, 0).lsn();
     let file = catalog.open(id).map_err(failed(catalog, start))?;
     let bytes = file.len().map_err(failed(catalog, start))?;
@@ -357,6 +370,19 @@ impl JournalReader {
     /// is kept beside the journal, so that the next call is quick.
     pub fn sealed_files(&self, up_to: Lsn) -> Result<Vec<SealedFile>, ReadError> {
         sealed(&self.shared.files, &*self.shared, up_to.min(self.durable_end()))
+    }
+
+    /// One of them; `None` if it is not there, or still written to.
+    pub fn sealed_file(&self, id: u32) -> Result<Option<SealedFile>, ReadError> {
+        let shared = &self.shared;
+        if id >= self.durable_end().file() || shared.first_from(id) != Some(id) {
+            return Ok(None);
+        }
+        let sum = match remembered(&shared.files, &**shared, id, &Links::default())? {
+            Some(sum) => Some(sum),
+            None => walk(&**shared, id, Links::default())?.inspect(|sum| remember(&shared.files, sum)),
+        };
+        Ok(sum.map(|sum| sum.file))
     }
 
     /// Does the last of these files end where the file of `at` begins? If files between were deleted, nobody who has these can go on

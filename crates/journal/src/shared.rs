@@ -17,6 +17,7 @@ use crate::append::{ClosedBatch, Core, State};
 use crate::format::{CONTROL_BYTES, Control, data_file_name};
 use crate::prepare::NextFile;
 use crate::scan::Catalog;
+use crate::scrub::Suspicion;
 use crate::stats::Counters;
 use crate::{FailedStep, JournalFailed, JournalOptions};
 
@@ -43,6 +44,8 @@ pub(crate) struct Shared {
     /// When a file was read last, microseconds; 0 = never.
     read_at_us: AtomicU64,
     pub(crate) counters: Counters,
+    /// For who looks for damage.
+    pub(crate) suspicion: Suspicion,
 }
 
 /// A panic elsewhere does not make these structures inconsistent: each change is a single call.
@@ -72,6 +75,7 @@ impl Shared {
             congested: AtomicBool::new(false),
             read_at_us: AtomicU64::new(0),
             counters: Counters::default(),
+            suspicion: Suspicion::default(),
             options,
         }
     }
@@ -157,6 +161,7 @@ impl Shared {
         core.fail(failed);
         self.release(core);
         self.next.close();
+        self.suspicion.close();
     }
 
     pub(crate) fn is_congested(&self) -> bool {

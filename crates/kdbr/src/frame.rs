@@ -161,6 +161,8 @@ frames! {
     FileChunk(FileChunk) = 49, "FILE_CHUNK", body bytes;
     SyncLease(SyncLease) = 50, "SYNC_LEASE";
     SyncAbort(SyncAbort) = 51, "SYNC_ABORT";
+    RepairRequest(RepairRequest) = 56, "REPAIR_REQUEST";
+    RepairResponse(RepairResponse) = 57, "REPAIR_RESPONSE";
     SwitchoverPrepare(SwitchoverPrepare) = 64, "SWITCHOVER_PREPARE";
     SwitchoverReady(SwitchoverReady) = 65, "SWITCHOVER_READY";
     SwitchoverGo(SwitchoverGo) = 66, "SWITCHOVER_GO";
@@ -202,6 +204,8 @@ impl Frame {
             Self::FileChunk(message) => message.epoch,
             Self::SyncLease(message) => message.epoch,
             Self::SyncAbort(message) => message.epoch,
+            Self::RepairRequest(message) => message.epoch,
+            Self::RepairResponse(message) => message.epoch,
             Self::SwitchoverPrepare(message) => message.epoch,
             Self::SwitchoverReady(message) => message.epoch,
             Self::SwitchoverGo(message) => message.epoch,

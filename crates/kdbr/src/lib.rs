@@ -53,8 +53,9 @@ pub use limits::{
 pub use message::{
     AuthChallenge, AuthOk, AuthProof, Commit, EpochStart, ErrorFrame, FileChunk, FileTransfer,
     FileTransferResponse, Goodbye, Heartbeat, Hello, HelloAck, JournalUpdate, JournalUpdateAck, LagReport,
-    ManifestFile, SlaveInit, SlaveInitResponse, SlaveOnline, SwitchoverAbort, SwitchoverGo,
-    SwitchoverPrepare, SwitchoverReady, SyncAbort, SyncLease, SyncManifest, Truncate, TruncateDone,
+    ManifestFile, RepairRequest, RepairResponse, SlaveInit, SlaveInitResponse, SlaveOnline, SwitchoverAbort,
+    SwitchoverGo, SwitchoverPrepare, SwitchoverReady, SyncAbort, SyncLease, SyncManifest, Truncate,
+    TruncateDone,
 };
 pub use number::{AttachMode, ErrorCode, FileKind, Mechanism, NodeState, Role, TransferStatus};
 pub use preamble::{PREAMBLE_BYTES, PreambleError, put_preamble, take_preamble};

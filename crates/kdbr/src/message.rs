@@ -443,6 +443,36 @@ messages! {
         retry_after_ms: Option<u32> = 4 (uint32, optional) Option<u32>,
     }
 
+    /// REPAIR_REQUEST: the sender's copy of a data file is damaged.
+    RepairRequest {
+        /// The highest that the sender knows.
+        epoch: Epoch = 1 (uint64) u64,
+        /// Comes back with what is sent.
+        request_id: u64 = 2 (uint64) u64,
+        /// The beginning of the file.
+        from: Lsn = 3 (uint64) u64,
+        /// The beginning of the next.
+        to: Lsn = 4 (uint64) u64,
+        /// The chain there.
+        chain_before: u64 = 5 (fixed64) u64,
+        /// The chain there.
+        chain_after: u64 = 6 (fixed64) u64,
+    }
+
+    /// REPAIR_RESPONSE: what becomes of the request.
+    RepairResponse {
+        /// Of the request.
+        epoch: Epoch = 1 (uint64) u64,
+        /// Of the request.
+        request_id: u64 = 2 (uint64) u64,
+        /// With [`TransferStatus::Ok`], FILE_CHUNKs follow.
+        status: TransferStatus = 3 (uint32) u32,
+        /// So many bytes in all.
+        length: u64 = 4 (uint64) u64,
+        /// Of the first batch.
+        first_epoch: Epoch = 5 (uint64) u64,
+    }
+
     /// SWITCHOVER_PREPARE: the receiver is to lead next.
     SwitchoverPrepare {
         /// The session's epoch.

@@ -33,7 +33,12 @@ pub struct NodeOptions {
     pub store: OpenOptions,
     /// What one STOMP frame may be.
     pub stomp_limits: kahawai_stomp::Limits,
+    /// Older data files are read at this rate, once a day, to find damage; 0 = never.
+    pub scrub_bytes_per_s: u64,
 }
+
+/// See [`NodeOptions::scrub_bytes_per_s`].
+const SCRUB_BYTES_PER_S: u64 = 4 << 20;
 
 impl NodeOptions {
     /// The defaults, with this data directory and no listener.
@@ -45,6 +50,7 @@ impl NodeOptions {
             broker: kahawai_broker::Options::default(),
             store: OpenOptions::default(),
             stomp_limits: kahawai_stomp::Limits::default(),
+            scrub_bytes_per_s: SCRUB_BYTES_PER_S,
         }
     }
 
@@ -165,8 +171,14 @@ impl Node {
         broker.recover(start_ms, &mut store).map_err(|e| NodeError::Recover(e.to_string()))?;
         let parts = Parts::new(broker, store, Arc::clone(&directory.files), clock);
         let copies = NoCopies::new(Arc::clone(&parts.shared));
-        let serving = Serving::start(parts, opened.writer, Some(opened.preparer), copies, || true)
-            .map_err(NodeError::Thread)?;
+        let serving = Serving::start(
+            parts,
+            opened.writer,
+            Some((opened.preparer, options.scrub_bytes_per_s)),
+            copies,
+            || true,
+        )
+        .map_err(NodeError::Thread)?;
         let report = opened.report;
         info!(
             epoch = report.epoch.0,

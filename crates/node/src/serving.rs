@@ -114,7 +114,7 @@ impl Serving {
     pub(crate) fn start(
         parts: Parts,
         writer: Writer,
-        preparer: Option<Preparer>,
+        alone: Option<(Preparer, u64)>,
         copies: impl Copies + 'static,
         may_collect: impl Fn() -> bool + Send + 'static,
     ) -> io::Result<Self> {
@@ -124,8 +124,9 @@ impl Serving {
             threads::applier(&shared)?,
             threads::errands(&shared, errands)?,
         ];
-        if let Some(preparer) = preparer {
+        if let Some((preparer, scrub_bytes_per_s)) = alone {
             running.push(threads::preparer(&shared, preparer)?);
+            running.push(threads::scrubber(&shared, scrub_bytes_per_s)?);
         }
         let upkeep = threads::upkeep(&shared, may_collect)?;
         Ok(Self { shared, connections: Arc::default(), threads: running, upkeep, accepting: Vec::new() })

@@ -370,6 +370,19 @@ pub fn preparer(shared: &Arc<Shared>, mut preparer: Preparer) -> std::io::Result
     spawn("prepare", shared, move |_| preparer.run())
 }
 
+/// Looks for damage in older data files, of a node that nobody can give a sound copy.
+pub fn scrubber(shared: &Arc<Shared>, bytes_per_s: u64) -> std::io::Result<JoinHandle<()>> {
+    let mut scrubber = shared.with(|core| core.store.journal().scrubber(bytes_per_s));
+    spawn("scrub", shared, move |_| {
+        let mut known = std::collections::BTreeSet::new();
+        while let Some(damage) = scrubber.next_damage() {
+            if known.insert(damage.file) {
+                error!(file = damage.file, problem = damage.problem, "a data file is damaged");
+            }
+        }
+    })
+}
+
 /// Writes a checkpoint.
 pub fn checkpoint(shared: &Shared, clean: bool) -> Result<(), kahawai_store::checkpoint::IndexError> {
     let (checkpoint, index) = shared.with(|core| (core.store.begin_checkpoint(clean), core.store.index()));

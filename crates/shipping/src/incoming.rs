@@ -14,12 +14,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use kahawai_env::{File, Files, OpenMode, PAGE_BYTES, PageBuffer, ReadOnce};
 use kahawai_journal::{
-    END_MARK, INCOMING_DIRECTORY, SealedFile, VerifyError, check_file, data_file_name, finish_file,
-    incoming_name,
+    END_MARK, INCOMING_DIRECTORY, Journal, JournalReader, SealedFile, VerifyError, check_file,
+    data_file_name, finish_file, incoming_name, verify_file,
 };
-use kahawai_kdbr::SyncManifest;
+use kahawai_kdbr::{RepairRequest, SyncManifest, TransferStatus};
 use kahawai_replication::sync::{CHUNK_BYTES, ChunkMap, FileIdentity, FileKey, Plan};
 use kahawai_store::IndexBuilder;
+use kahawai_types::Location;
 use tracing::warn;
 
 use crate::chain;
@@ -27,6 +28,9 @@ use crate::files::{ResumeLog, sealed};
 
 /// So much is kept in memory for who checks; what comes further ahead of it is read from the disk.
 const HELD_BYTES_MAX: usize = 64 << 20;
+
+/// No data file is longer.
+const FILE_BYTES_MAX: u64 = 1 << 31;
 
 /// A data file that is being received.
 #[derive(Clone, Debug)]
@@ -38,13 +42,17 @@ pub struct IncomingFile {
 impl IncomingFile {
     /// Opens it, or begins it; it will have `length` bytes.
     pub fn open(files: &Arc<dyn Files>, key: FileKey, length: u64) -> io::Result<Self> {
-        let name = incoming_name(key.id);
+        Self::open_in(files, INCOMING_DIRECTORY, key.id, length)
+    }
+
+    fn open_in(files: &Arc<dyn Files>, directory: &str, id: u32, length: u64) -> io::Result<Self> {
+        let name = format!("{directory}/{}", data_file_name(id));
         let is_new = !files.exists(&name)?;
         let file = files.open(&name, OpenMode::Write)?;
         if is_new {
             file.allocate((length + END_MARK.len() as u64).next_multiple_of(PAGE_BYTES as u64))?;
             // Before the log says that something is in it.
-            files.sync_directory(INCOMING_DIRECTORY)?;
+            files.sync_directory(directory)?;
         }
         Ok(Self { file, length })
     }
@@ -297,6 +305,52 @@ pub fn settle(
         kahawai_store::discard_staged(files).map_err(|problem| chain(&problem))?;
     }
     files.sync_directory(INCOMING_DIRECTORY).map_err(|problem| problem.to_string())
+}
+
+/// Where a sound copy of a damaged file lies while it comes.
+const REPAIR_DIRECTORY: &str = "replication/repair";
+
+/// The file that a sound copy of a damaged one is received in; it is nobody's part of a synchronisation.
+pub fn begin_repair(files: &Arc<dyn Files>, file: &SealedFile) -> Result<IncomingFile, String> {
+    if file.length == 0 || file.length >= FILE_BYTES_MAX {
+        return Err(format!("a data file of {} bytes cannot be", file.length));
+    }
+    let text = |problem: io::Error| format!("{}: {problem}", files.describe(REPAIR_DIRECTORY));
+    files.create_directory(REPAIR_DIRECTORY).map_err(text)?;
+    discard_repairs(files).map_err(text)?;
+    IncomingFile::open_in(files, REPAIR_DIRECTORY, file.id, file.length).map_err(text)
+}
+
+/// Puts a copy that was received and flushed in the place of the damaged file, if it is what it should be; `false` if that file is not
+/// needed any more.
+pub fn finish_repair(files: &Arc<dyn Files>, journal: &Journal, file: &SealedFile) -> Result<bool, String> {
+    let name = format!("{REPAIR_DIRECTORY}/{}", data_file_name(file.id));
+    verify_file(files, &name, file).map_err(|problem| chain(&problem))?;
+    journal.replace_file(file.id, &name).map_err(|problem| problem.to_string())
+}
+
+/// Removes what an interrupted repair has left.
+pub fn discard_repairs(files: &Arc<dyn Files>) -> io::Result<()> {
+    if files.exists(REPAIR_DIRECTORY)? {
+        for name in files.list(REPAIR_DIRECTORY)? {
+            files.remove(&format!("{REPAIR_DIRECTORY}/{name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// What a peer asks for, if we have it: which file that is. It may be damaged here as well; whoever receives it checks it.
+pub fn asked_for(reader: &JournalReader, request: &RepairRequest) -> Result<SealedFile, TransferStatus> {
+    let id = request.from.file();
+    if request.from.offset() != 0 || request.to != Location::new(id.saturating_add(1), 0).lsn() {
+        return Err(TransferStatus::OutOfRange);
+    }
+    let found = reader.sealed_file(id).map_err(|problem| {
+        warn!(file = id, problem = chain(&problem), "a peer's data file cannot be repaired from ours");
+        TransferStatus::Failed
+    })?;
+    let wanted = (request.chain_before, request.chain_after);
+    found.filter(|file| (file.start_chain.0, file.end_chain.0) == wanted).ok_or(TransferStatus::UnknownFile)
 }
 
 #[cfg(test)]

@@ -17,7 +17,9 @@ pub use batches::{FromFiles, Piece, split};
 pub use files::{
     ChunkMemory, ResumeLog, described, install, keep_manifest, offered, prepare, read_chunk, sealed,
 };
-pub use incoming::{Arrivals, Checked, IncomingFile, check, settle};
+pub use incoming::{
+    Arrivals, Checked, IncomingFile, asked_for, begin_repair, check, discard_repairs, finish_repair, settle,
+};
 pub use logs::{Held, Sealed, find_chain, history_of_peer, local_log, primary_log};
 
 /// An error with everything that it comes from, in one line.

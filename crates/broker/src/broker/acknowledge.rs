@@ -155,6 +155,28 @@ impl Broker {
         self.finish(call)
     }
 
+    /// A damaged data file was replaced: what could not be read is delivered again.
+    ///
+    /// # Errors
+    ///
+    /// The store failed: the node must stop.
+    pub fn retry_unreadable(
+        &mut self,
+        now: kahawai_message::Millis,
+        storage: &mut dyn kahawai_message::storage::Storage,
+        fx: &mut Vec<crate::Effect>,
+    ) -> Result<(), StorageError> {
+        let call = &mut self.begin(now, storage, fx);
+        let keys: Vec<LineKey> = self.lines.keys().collect();
+        for key in keys {
+            let Some(line) = self.lines.get_mut(key) else { continue };
+            if line.give_back_unreadable() {
+                self.schedule(key);
+            }
+        }
+        self.finish(call)
+    }
+
     /// An acknowledgement is committed.
     pub(super) fn settled(&mut self, key: LineKey, sequence: u64) {
         let Some(line) = self.lines.get_mut(key) else { return };

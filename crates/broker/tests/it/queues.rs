@@ -379,4 +379,11 @@ fn a_message_that_cannot_be_read_is_set_aside() {
     broker.delivery_unreadable(0, key, consumer, got[0].tag, storage, &mut fx).unwrap();
     assert_eq!(fx.len(), 1, "room for the next");
     assert_eq!(world.status("Q").lines[0].unreadable, 1);
+    // Its data file was repaired: another consumer gets it, as if nothing had been.
+    world.connect("d");
+    world.subscribe("d", subscribe_with_prefetch(1));
+    assert_eq!(world.take(), []);
+    world.retry_unreadable();
+    assert_eq!(world.seen(), ["d:a"]);
+    assert_eq!(world.status("Q").lines[0].unreadable, 0);
 }

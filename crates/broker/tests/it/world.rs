@@ -205,6 +205,12 @@ impl World {
         }
     }
 
+    pub fn retry_unreadable(&mut self) {
+        let mut fx = Vec::new();
+        self.broker.retry_unreadable(self.now, &mut self.storage, &mut fx).unwrap();
+        self.carry_out(fx);
+    }
+
     pub fn tick(&mut self) -> Option<Millis> {
         let mut fx = Vec::new();
         let next = self.broker.tick(self.now, &mut self.storage, &mut fx).unwrap();

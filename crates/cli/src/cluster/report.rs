@@ -290,6 +290,19 @@ fn problems(status: &Status) -> String {
         let what = format!("the store of node {} needs help: {}", status.node_id, status.state);
         all.push((what, "look at the node's log; stop it and check with: kahawai store verify DIR"));
     }
+    for damaged in &status.journal.damaged {
+        let what =
+            format!("data file {} of node {} is damaged: {}", damaged.file, status.node_id, damaged.problem);
+        let advice = match status.role {
+            Role::Single => {
+                "stop the node, look with: kahawai store verify DIR; the guide says what to do about damage"
+            }
+            _ => {
+                "it is repaired from another node; if it stays so, look at this node's log, and start the others"
+            }
+        };
+        all.push((what, advice));
+    }
     if let Some(suspended) = &status.suspended {
         let what = format!("persistent work waits since {}: {}", since(suspended.since_ms), suspended.reason);
         all.push((

@@ -10,4 +10,5 @@ mod history;
 mod model;
 mod replica;
 mod retire;
+mod scrub;
 mod truncate;

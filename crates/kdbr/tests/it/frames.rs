@@ -4,9 +4,9 @@ use bytes::Bytes;
 use kahawai_kdbr::{
     AttachMode, AuthChallenge, AuthOk, AuthProof, Commit, EpochStart, ErrorCode, ErrorFrame, FileChunk,
     FileKind, FileTransfer, FileTransferResponse, Frame, Goodbye, Heartbeat, Hello, HelloAck, JournalUpdate,
-    JournalUpdateAck, LagReport, ManifestFile, Mechanism, NodeState, Role, SlaveInit, SlaveInitResponse,
-    SlaveOnline, SwitchoverAbort, SwitchoverGo, SwitchoverPrepare, SwitchoverReady, SyncAbort, SyncId,
-    SyncLease, SyncManifest, TransferStatus, Truncate, TruncateDone,
+    JournalUpdateAck, LagReport, ManifestFile, Mechanism, NodeState, RepairRequest, RepairResponse, Role,
+    SlaveInit, SlaveInitResponse, SlaveOnline, SwitchoverAbort, SwitchoverGo, SwitchoverPrepare,
+    SwitchoverReady, SyncAbort, SyncId, SyncLease, SyncManifest, TransferStatus, Truncate, TruncateDone,
 };
 use kahawai_types::{BootId, ClusterId, Epoch, Lsn, NodeId, ReplicaId, StoreId};
 use proptest::collection::vec;
@@ -372,6 +372,25 @@ fn other_kinds() -> Vec<(u16, BoxedStrategy<Frame>)> {
     let sync_abort = (epoch(), sync_id(), text(), option::of(any::<u32>())).prop_map(
         |(epoch, sync_id, reason, retry_after_ms)| SyncAbort { epoch, sync_id, reason, retry_after_ms },
     );
+    let repair_request = (epoch(), any::<u64>(), lsn(), lsn(), any::<u64>(), any::<u64>()).prop_map(
+        |(epoch, request_id, from, to, chain_before, chain_after)| RepairRequest {
+            epoch,
+            request_id,
+            from,
+            to,
+            chain_before,
+            chain_after,
+        },
+    );
+    let repair_response = (epoch(), any::<u64>(), any::<u64>(), epoch()).prop_map(
+        |(epoch, request_id, length, first_epoch)| RepairResponse {
+            epoch,
+            request_id,
+            status: TransferStatus::UnknownFile,
+            length,
+            first_epoch,
+        },
+    );
     let prepare = (epoch(), replica(), any::<u32>())
         .prop_map(|(epoch, target, timeout_ms)| SwitchoverPrepare { epoch, target, timeout_ms });
     let ready = (epoch(), lsn(), lsn()).prop_map(|(epoch, durable, applied)| SwitchoverReady {
@@ -389,6 +408,8 @@ fn other_kinds() -> Vec<(u16, BoxedStrategy<Frame>)> {
         (49, chunk.prop_map(Frame::from).boxed()),
         (50, lease.prop_map(Frame::from).boxed()),
         (51, sync_abort.prop_map(Frame::from).boxed()),
+        (56, repair_request.prop_map(Frame::from).boxed()),
+        (57, repair_response.prop_map(Frame::from).boxed()),
         (64, prepare.prop_map(Frame::from).boxed()),
         (65, ready.prop_map(Frame::from).boxed()),
         (66, go.prop_map(Frame::from).boxed()),

@@ -17,20 +17,22 @@ use kahawai_env::{Clock, Entropy, Files, OsEntropy, PageBuffer};
 use kahawai_journal::JournalReader;
 use kahawai_kdbr::{
     CHUNK_BYTES_MAX, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse, Frame,
-    MANIFEST_FILES_MAX, ManifestFile, Role, SyncId, SyncManifest, TransferStatus,
+    MANIFEST_FILES_MAX, ManifestFile, RepairRequest, RepairResponse, Role, SyncId, SyncManifest,
+    TransferStatus,
 };
 use kahawai_replication::sync::{
     CHUNK_BYTES, Leases, Progress, Range, TokenBucket, Transfers, TransfersOptions,
 };
 use kahawai_shipping::{
-    Arrivals, ChunkMemory, IncomingFile, ResumeLog, check, described, offered, prepare, read_chunk, settle,
+    Arrivals, ChunkMemory, IncomingFile, ResumeLog, asked_for, check, described, offered, prepare,
+    read_chunk, settle,
 };
 use kahawai_store::IndexBuilder;
 use kahawai_types::{Epoch, Millis, ReplicaId};
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{debug, info, warn};
 
-use super::net::{Connected, Credentials, NetError, dial};
+use super::net::{Connected, Credentials, FrameWriter, NetError, dial};
 use super::reign::{Reign, boot_ms};
 
 use crate::core::unpoisoned;
@@ -270,6 +272,10 @@ impl BulkSource {
         loop {
             let request = match reader.next().await? {
                 Frame::FileTransfer(request) => request,
+                Frame::RepairRequest(request) => {
+                    memory = self.repair(&request, reign.reader(), &mut writer, memory).await?;
+                    continue;
+                }
                 other => {
                     let text = format!("{} does not belong here", other.name());
                     writer.refuse(ErrorFrame::new(ErrorCode::Protocol, text)).await;
@@ -291,21 +297,88 @@ impl BulkSource {
             };
             writer.send(&Frame::FileTransferResponse(answer)).await?;
             if status == TransferStatus::Ok {
-                memory = self.range(&request, reign, &mut writer, memory).await?;
+                let wanted = Wanted {
+                    epoch: reign.epoch,
+                    request_id: request.request_id,
+                    id: request.id,
+                    offset: request.offset,
+                    length: request.length,
+                };
+                memory = self.range(wanted, &reign.reader(), &mut writer, memory).await?;
             }
             writer.flush().await?;
         }
     }
 
+    /// Serves a connection to a node that does not lead: who has a damaged data file may have ours.
+    pub(crate) async fn serve_repairs(&self, connected: Connected, journal: JournalReader) {
+        let Connected { mut reader, mut writer, peer, .. } = connected;
+        let mut memory = ChunkMemory::default();
+        let served = async {
+            loop {
+                match reader.next().await? {
+                    Frame::RepairRequest(request) => {
+                        memory = self
+                            .repair(&request, journal.clone(), &mut writer, std::mem::take(&mut memory))
+                            .await?;
+                    }
+                    _ => {
+                        let error = ErrorFrame::new(ErrorCode::NotMaster, "this node does not lead");
+                        writer.refuse(error).await;
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        match served.await {
+            Ok(()) | Err(NetError::Closed) => {}
+            Err(problem) => info!(replica = %peer.replica, %problem, "transfer connection lost"),
+        }
+    }
+
+    async fn repair(
+        &self,
+        request: &RepairRequest,
+        reader: JournalReader,
+        writer: &mut FrameWriter,
+        memory: ChunkMemory,
+    ) -> Result<ChunkMemory, NetError> {
+        let (asked, ours) = (request.clone(), reader.clone());
+        let found = spawn_blocking(move || asked_for(&ours, &asked)).await.map_err(io::Error::other)?;
+        let (epoch, request_id) = (request.epoch, request.request_id);
+        let mut response = RepairResponse {
+            epoch,
+            request_id,
+            status: TransferStatus::Ok,
+            length: 0,
+            first_epoch: Epoch(0),
+        };
+        match &found {
+            Ok(file) => (response.length, response.first_epoch) = (file.length, file.first_epoch),
+            Err(status) => response.status = *status,
+        }
+        writer.send(&Frame::RepairResponse(response)).await?;
+        let memory = match found {
+            Ok(file) => {
+                let wanted = Wanted { epoch, request_id, id: file.id, offset: 0, length: file.length };
+                self.range(wanted, &reader, writer, memory).await?
+            }
+            Err(_) => memory,
+        };
+        writer.flush().await?;
+        Ok(memory)
+    }
+
     async fn range(
         &self,
-        request: &FileTransfer,
-        reign: &Reign,
-        writer: &mut super::net::FrameWriter,
+        wanted: Wanted,
+        reader: &JournalReader,
+        writer: &mut FrameWriter,
         mut memory: ChunkMemory,
     ) -> Result<ChunkMemory, NetError> {
-        let end = request.offset.saturating_add(request.length);
-        let mut at = request.offset;
+        let Wanted { epoch, request_id, id, offset, length } = wanted;
+        let end = offset.saturating_add(length);
+        let mut at = offset;
         while at < end {
             let length = (end - at).min(CHUNK_BYTES_MAX as u64);
             loop {
@@ -315,7 +388,7 @@ impl BulkSource {
                     Err(ms) => tokio::time::sleep(Duration::from_millis(ms.unsigned_abs().max(1))).await,
                 }
             }
-            let (reader, id) = (reign.reader(), request.id);
+            let reader = reader.clone();
             let read = spawn_blocking(move || {
                 let read = read_chunk(&reader, id, at, length as usize, &mut memory);
                 (read, memory)
@@ -324,15 +397,11 @@ impl BulkSource {
             memory = back;
             let bytes = read.map_err(io::Error::other)?;
             if bytes.len() as u64 != length {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the file is shorter than asked for",
-                )
-                .into());
+                let text = "the file is shorter than asked for";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text).into());
             }
             at += length;
-            let chunk = FileChunk::new(reign.epoch, request.request_id, at - length, bytes, at == end);
-            let frame = Frame::FileChunk(chunk);
+            let frame = Frame::FileChunk(FileChunk::new(epoch, request_id, at - length, bytes, at == end));
             writer.send(&frame).await?;
             if let Frame::FileChunk(chunk) = frame {
                 memory.give_back(chunk.bytes);
@@ -340,6 +409,15 @@ impl BulkSource {
         }
         Ok(memory)
     }
+}
+
+/// A part of a file that is sent.
+struct Wanted {
+    epoch: Epoch,
+    request_id: u64,
+    id: u32,
+    offset: u64,
+    length: u64,
 }
 
 /// Counts a transfer connection for as long as it lives.

@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::bulk::BulkSink;
-use super::following::{AckAhead, FollowingThreads, Said, Work};
+use super::following::{AckAhead, FollowingThreads, Said, SharedSink, Work};
 use super::net::{Connected, Credentials, FrameWriter, dial};
 use super::peer_tls::Protection;
 use super::reign::boot_ms;
@@ -132,7 +132,7 @@ impl Copying {
             clients: self.clients.clone(),
             timing: self.timing,
         };
-        let machine = Arc::new(Mutex::new(SinkSession::new(options, now)));
+        let machine = SharedSink::new(SinkSession::new(options, now));
         let session = Session {
             copying: self,
             machine,
@@ -190,7 +190,7 @@ impl Copying {
 struct Session<'a> {
     copying: &'a Copying,
     /// The copying thread acknowledges with it as well.
-    machine: Arc<Mutex<SinkSession>>,
+    machine: Arc<Mutex<SharedSink>>,
     effects: Vec<SinkEffect>,
     /// Files that are being fetched.
     sync: Option<(SyncId, tokio::task::JoinHandle<Result<SyncManifest, String>>)>,
@@ -212,8 +212,12 @@ impl Drop for Session<'_> {
 /// What a session does next.
 enum Next {
     Event(SinkEvent),
-    /// The copying thread has made the step.
+    /// The copying thread has left it to us, and waits.
+    Handed(SinkEvent),
+    /// The copying thread has made the step, and these are left of it.
     Effects(Vec<SinkEffect>),
+    /// Others have left something in the queue.
+    Flush,
 }
 
 impl Session<'_> {
@@ -233,10 +237,18 @@ impl Session<'_> {
             let name = &peer.replica.node.0;
             let stepped = match next {
                 Next::Event(event) => self.step(event, address, name, threads, &mut writer).await,
+                Next::Handed(event) => {
+                    let done = self.step(event, address, name, threads, &mut writer).await;
+                    unpoisoned(&self.machine).sent();
+                    done
+                }
                 Next::Effects(effects) => {
                     let now = boot_ms(&*self.copying.clock);
-                    self.carry_out(now, effects, address, name, threads, &mut writer).await
+                    let done = self.carry_out(now, effects, address, name, threads, &mut writer).await;
+                    unpoisoned(&self.machine).sent();
+                    done
                 }
+                Next::Flush => writer.flush().await.map(|()| None),
             };
             match stepped {
                 Ok(None) => {}
@@ -253,12 +265,17 @@ impl Session<'_> {
                 biased;
                 () = writer.left() => {
                     // What the copying thread could not send all of.
-                    next = Next::Effects(Vec::new());
+                    next = Next::Flush;
                     continue;
                 }
                 said = threads.said.recv() => match said {
-                    Some(Said::Written { durable, chain }) => {
-                        SinkEvent::Written { durable, chain: chain.0 }
+                    Some(Said::Written { durable, chain, is_counted }) => {
+                        let written = SinkEvent::Written { durable, chain: chain.0 };
+                        if is_counted {
+                            next = Next::Handed(written);
+                            continue;
+                        }
+                        written
                     }
                     Some(Said::Acknowledged(effects)) => {
                         next = Next::Effects(effects);
@@ -334,7 +351,12 @@ impl Session<'_> {
         let now = boot_ms(&*self.copying.clock);
         let mut effects = std::mem::take(&mut self.effects);
         unpoisoned(&self.machine).step(now, event, &mut effects);
-        self.carry_out(now, effects, address, primary, threads, writer).await
+        let is_counted = !effects.is_empty();
+        let done = self.carry_out(now, effects, address, primary, threads, writer).await?;
+        if is_counted {
+            unpoisoned(&self.machine).sent();
+        }
+        Ok(done)
     }
 
     async fn carry_out(
@@ -355,7 +377,8 @@ impl Session<'_> {
                 SinkEffect::Promise(epoch) => {
                     let promised = self.promise(epoch).await?;
                     let mut more = Vec::new();
-                    unpoisoned(&self.machine).step(now, SinkEvent::Promised(promised), &mut more);
+                    // Part of the step that asked for it.
+                    unpoisoned(&self.machine).session.step(now, SinkEvent::Promised(promised), &mut more);
                     pending.extend(more);
                 }
                 SinkEffect::Attached { at } => {

@@ -11,7 +11,7 @@ use kahawai_journal::{Chain, CopyError, Preparer, Writer};
 use kahawai_replication::{SinkEffect, SinkEvent, SinkSession};
 use kahawai_shipping::split;
 use kahawai_store::Follower;
-use kahawai_types::Lsn;
+use kahawai_types::{Lsn, Millis};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
@@ -49,6 +49,8 @@ pub(crate) enum Said {
         durable: Lsn,
         /// The chain there.
         chain: Chain,
+        /// Counts as a step that is not sent: see [`SharedSink`].
+        is_counted: bool,
     },
     /// The session's machine knows of it, and wants this.
     Acknowledged(Vec<SinkEffect>),
@@ -56,15 +58,40 @@ pub(crate) enum Said {
     Refused(String),
 }
 
+/// The machine of a session, which its task and the copying thread step.
+pub(crate) struct SharedSink {
+    pub(crate) session: SinkSession,
+    /// Steps whose frames are not all in the queue of the connection yet. Nothing may overtake them: an acknowledgement that comes
+    /// behind a higher one says that the replica has lost what it had.
+    unsent: u32,
+}
+
+impl SharedSink {
+    pub(crate) fn new(session: SinkSession) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { session, unsent: 0 }))
+    }
+
+    /// Makes a step. Unless it has no effects, [`SharedSink::sent`] has to follow.
+    pub(crate) fn step(&mut self, now: Millis, event: SinkEvent, effects: &mut Vec<SinkEffect>) {
+        self.session.step(now, event, effects);
+        self.unsent += u32::from(!effects.is_empty());
+    }
+
+    /// The frames of a step are in the queue.
+    pub(crate) fn sent(&mut self) {
+        self.unsent = self.unsent.saturating_sub(1);
+    }
+}
+
 /// The copying thread acknowledges without the session's task: a hand-over less stands between a message and its receipt.
 pub(crate) struct AckAhead {
-    machine: Arc<Mutex<SinkSession>>,
+    machine: Arc<Mutex<SharedSink>>,
     line: Arc<Line>,
     clock: Arc<dyn Clock>,
 }
 
 impl AckAhead {
-    pub(crate) fn new(machine: Arc<Mutex<SinkSession>>, line: Arc<Line>, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(machine: Arc<Mutex<SharedSink>>, line: Arc<Line>, clock: Arc<dyn Clock>) -> Self {
         Self { machine, line, clock }
     }
 }
@@ -109,11 +136,18 @@ impl Following {
     fn written(&self, durable: Lsn, chain: Chain) -> Option<Said> {
         let ahead = unpoisoned(&self.ahead);
         let Some(AckAhead { machine, line, clock }) = &*ahead else {
-            return Some(Said::Written { durable, chain });
+            return Some(Said::Written { durable, chain, is_counted: false });
         };
+        let mut machine = unpoisoned(machine);
+        if machine.unsent > 0 {
+            // The task has its turn first, and this one after it.
+            machine.unsent += 1;
+            return Some(Said::Written { durable, chain, is_counted: true });
+        }
         let mut effects = Vec::new();
         let written = SinkEvent::Written { durable, chain: chain.0 };
-        unpoisoned(machine).step(boot_ms(&**clock), written, &mut effects);
+        machine.step(boot_ms(&**clock), written, &mut effects);
+        let is_counted = !effects.is_empty();
         let done = effects.iter().take_while(|effect| match effect {
             SinkEffect::Send(frame) => line.try_send(|| Some((*frame).clone())),
             SinkEffect::Commit(to) => {
@@ -124,6 +158,10 @@ impl Following {
         });
         let done = done.count();
         effects.drain(..done);
+        if is_counted && effects.is_empty() {
+            machine.sent();
+        }
+        // While the machine is held: what is left is not overtaken by the next.
         (!effects.is_empty()).then_some(Said::Acknowledged(effects))
     }
 
@@ -191,7 +229,7 @@ pub(crate) struct FollowingThreads {
     copier: JoinHandle<Option<Writer>>,
     applier: JoinHandle<()>,
     upkeep: JoinHandle<()>,
-    prepare: JoinHandle<()>,
+    rest: FollowingRest,
 }
 
 impl FollowingThreads {
@@ -203,7 +241,9 @@ impl FollowingThreads {
         commit: Lsn,
         clock: Arc<dyn Clock>,
         may_retire: impl Fn() -> bool + Send + 'static,
+        scrub: (u64, mpsc::UnboundedSender<kahawai_journal::Damage>),
     ) -> std::io::Result<Self> {
+        let mut scrubber = follower.journal().scrubber(scrub.0);
         let following = Arc::new(Following {
             commit: AtomicU64::new(commit.0),
             applied: AtomicU64::new(follower.applied().0),
@@ -222,7 +262,15 @@ impl FollowingThreads {
         let applier = spawn("follow", &following, apply)?;
         let prepare = spawn("prepare", &following, move |_| preparer.run())?;
         let upkeep = spawn("upkeep", &following, move |following| upkeep(following, &*clock, may_retire))?;
-        Ok(Self { following, work, said, copier, applier, upkeep, prepare })
+        let scrub = spawn("scrub", &following, move |_| {
+            while let Some(damage) = scrubber.next_damage() {
+                if scrub.1.send(damage).is_err() {
+                    return;
+                }
+            }
+        })?;
+        let rest = FollowingRest([prepare, scrub]);
+        Ok(Self { following, work, said, copier, applier, upkeep, rest })
     }
 
     /// Ends the threads that follow; what was sent is written first. The store comes back with its writer, for a promotion or
@@ -240,19 +288,21 @@ impl FollowingThreads {
         }
         let follower = self.following.lock().take();
         match (follower, writer) {
-            (Some(follower), Some(writer)) => Ok((follower, writer, FollowingRest(self.prepare))),
+            (Some(follower), Some(writer)) => Ok((follower, writer, self.rest)),
             _ => Err("a thread of this replica ended early".into()),
         }
     }
 }
 
-/// The thread that makes the next data file goes on over a promotion.
-pub(crate) struct FollowingRest(JoinHandle<()>);
+/// The threads that make the next data file and look for damage go on over a promotion.
+pub(crate) struct FollowingRest([JoinHandle<()>; 2]);
 
 impl FollowingRest {
-    /// Waits for it; the journal must be closed.
+    /// Waits for them; the journal must be closed.
     pub(crate) fn join(self) {
-        let _ = self.0.join();
+        for thread in self.0 {
+            let _ = thread.join();
+        }
     }
 }
 

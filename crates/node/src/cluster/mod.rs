@@ -16,6 +16,7 @@ mod copying;
 mod electing;
 mod feeding;
 mod following;
+mod mending;
 mod net;
 mod peer_tls;
 mod reign;
@@ -50,6 +51,7 @@ use self::copying::{Copying, Ended};
 use self::electing::{Decision, Election};
 use self::feeding::Feeding;
 use self::following::{Following, FollowingRest, FollowingThreads};
+use self::mending::Mending;
 use self::net::Credentials;
 pub use self::peer_tls::{PeerTls, PeerTlsFiles, Protection};
 use self::reign::{Beginning, Reign, ReignCopies, Wanted};
@@ -393,6 +395,13 @@ async fn accept(listener: TcpListener, stage: Arc<Stage>, protection: Protection
                 Err(problem) => return warn!(%peer, %problem, "kdbr connection refused"),
             };
             let Some((reign, feeding)) = leading else {
+                let journal = match &*unpoisoned(&stage.present) {
+                    Present::Following { following, .. } => following.with(|follower| follower.reader()),
+                    _ => None,
+                };
+                if let (Role::Transfer, Some(journal)) = (connected.role, journal) {
+                    return stage.bulk.serve_repairs(connected, journal).await;
+                }
                 let primary = stage.election.view().record.and_then(|record| record.primary);
                 let mut refusal = ErrorFrame::new(ErrorCode::NotMaster, "this node does not lead");
                 refusal.primary = primary.map(|primary| primary.address);
@@ -559,6 +568,13 @@ impl Run {
         let commit = opened.follower.committed();
         let reader = opened.follower.reader();
         let bulk = Arc::clone(&self.stage.bulk);
+        let (found, damages) = mpsc::unbounded_channel();
+        let mending = Mending {
+            stage: Arc::clone(&self.stage),
+            files: Arc::clone(&self.files),
+            journal: opened.follower.journal().clone(),
+            protection: self.options.protection.clone(),
+        };
         let threads = FollowingThreads::start(
             opened.follower,
             opened.writer,
@@ -566,8 +582,10 @@ impl Run {
             commit,
             Arc::clone(&self.stage.clock),
             move || bulk.may_collect(),
+            (self.stage.node.scrub_bytes_per_s, found),
         )
         .map_err(NodeError::Thread)?;
+        tokio::spawn(mending.run(damages));
         let sink = BulkSink::new(
             Arc::clone(&self.files),
             Arc::clone(&self.stage.clock),

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use kahawai_admin::{CommandError, CommandErrorKind, CommandFuture, Control};
 use kahawai_admin_api::{
-    BrokerStatus, ClusterCommand, Connector, DestinationKind, DestinationStatus, ElectionStatus, Histogram,
-    JournalStatus, Member, Presence, PrimaryStatus, RecordText, ReplicaStatus, Role, RoleChange, Status,
-    StoredRecord, Suspension, SyncProgress,
+    BrokerStatus, ClusterCommand, Connector, DamagedFile, DestinationKind, DestinationStatus, ElectionStatus,
+    Histogram, JournalStatus, Member, Presence, PrimaryStatus, RecordText, ReplicaStatus, Role, RoleChange,
+    Status, StoredRecord, Suspension, SyncProgress,
 };
 use kahawai_election::{ClusterRecord, PrimaryRef, Refusal, Request};
 use kahawai_env::Files;
@@ -38,8 +38,11 @@ impl NodeControl {
 
 /// What a journal has done, and its room. Asks the file system: without a lock that others wait for.
 pub(crate) fn journal(journal: &Journal) -> JournalStatus {
-    let (stats, files) = (journal.stats(), journal.files());
+    let (stats, files, (damaged, repaired)) = (journal.stats(), journal.files(), journal.damaged());
+    let damaged = damaged.into_iter().map(|(file, problem)| DamagedFile { file, problem });
     JournalStatus {
+        damaged: damaged.collect(),
+        repaired,
         records: stats.records,
         batches: stats.batches,
         bytes: stats.bytes,

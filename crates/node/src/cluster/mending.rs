@@ -1,0 +1,203 @@
+//! Damaged data files: a sound copy comes from another node and takes their place, while everything goes on.
+//!
+//! ```text
+//! scrub thread --Damage--> mend --REPAIR_REQUEST--> the primary, then the others that are there
+//!                            <--FILE_CHUNK ...-- replication/repair/db-N.log, checked, flushed, renamed
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kahawai_env::{Files, PageBuffer};
+use kahawai_journal::{Damage, Journal, Place};
+use kahawai_kdbr::{Frame, RepairRequest, Role, TransferStatus};
+use kahawai_shipping::{begin_repair, discard_repairs, finish_repair};
+use kahawai_types::Location;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tracing::{error, info, warn};
+
+use super::net::{Connected, dial};
+use super::{Present, Protection, Stage, credentials};
+
+/// Before another attempt at a file that nobody could give.
+const AGAIN: Duration = Duration::from_secs(30);
+/// How long after a repair messages that could not be read are tried again.
+const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(10)];
+/// A peer that is silent for so long is asked no more.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// What a repair needs.
+pub(super) struct Mending {
+    pub(super) stage: Arc<Stage>,
+    pub(super) files: Arc<dyn Files>,
+    pub(super) journal: Journal,
+    pub(super) protection: Protection,
+}
+
+impl Mending {
+    /// Repairs what is found, until nobody looks any more.
+    pub(super) async fn run(self, mut found: mpsc::UnboundedReceiver<Damage>) {
+        let files = Arc::clone(&self.files);
+        if let Ok(Err(problem)) = spawn_blocking(move || discard_repairs(&files)).await {
+            warn!(%problem, "what an earlier repair has left could not be removed");
+        }
+        let mut damaged: BTreeMap<u32, Damage> = BTreeMap::new();
+        loop {
+            let next = tokio::select! {
+                next = found.recv() => next,
+                () = tokio::time::sleep(AGAIN), if !damaged.is_empty() => {
+                    tokio::select! {
+                        () = self.all(&mut damaged) => continue,
+                        next = found.recv() => next,
+                    }
+                }
+            };
+            let Some(next) = next else { return };
+            if damaged.insert(next.file, next.clone()).is_none() {
+                error!(file = next.file, problem = next.problem, "a data file is damaged");
+            }
+            tokio::select! {
+                () = self.all(&mut damaged) => {}
+                () = self.closed() => return,
+            }
+        }
+    }
+
+    /// Ends when the journal does not need it any more.
+    async fn closed(&self) {
+        while !self.journal.is_closed() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Tries each of them.
+    async fn all(&self, damaged: &mut BTreeMap<u32, Damage>) {
+        let waiting: Vec<Damage> = damaged.values().cloned().collect();
+        for damage in waiting {
+            let Some(place) = damage.place else {
+                error!(
+                    file = damage.file,
+                    "it cannot be repaired: nothing says what should be in it; empty this node's directory and let it synchronise"
+                );
+                damaged.remove(&damage.file);
+                continue;
+            };
+            if self.one(place).await {
+                damaged.remove(&damage.file);
+            }
+        }
+    }
+
+    /// `true` = it is sound again, or gone.
+    async fn one(&self, place: Place) -> bool {
+        let view = self.stage.election.view();
+        let me = self.stage.me();
+        let leader = view.record.and_then(|record| record.primary);
+        let mut peers: Vec<_> = view.present.iter().filter(|other| other.store != me.store).collect();
+        peers.sort_by_key(|other| leader.as_ref().is_none_or(|leader| leader.boot != other.boot));
+        for peer in peers {
+            match self.from(&peer.address, place).await {
+                Ok(replaced) => {
+                    if replaced {
+                        info!(file = place.file, from = %peer.node, "a damaged data file was repaired");
+                        self.retry();
+                    }
+                    return true;
+                }
+                Err(problem) => {
+                    warn!(file = place.file, from = %peer.node, problem, "a damaged data file was not repaired");
+                }
+            }
+        }
+        false
+    }
+
+    async fn from(&self, address: &str, place: Place) -> Result<bool, String> {
+        let credentials = credentials(&self.stage, self.protection.clone(), false);
+        let text = |problem: super::net::NetError| problem.to_string();
+        let Connected { mut reader, mut writer, .. } =
+            dial(address, Role::Transfer, &credentials).await.map_err(text)?;
+        let epoch = self.stage.identity().promised_epoch;
+        let request = RepairRequest {
+            epoch,
+            request_id: 1,
+            from: place.start(),
+            to: Location::new(place.file + 1, 0).lsn(),
+            chain_before: place.chain_before.0,
+            chain_after: place.chain_after.0,
+        };
+        let sent = async {
+            writer.send(&Frame::RepairRequest(request)).await?;
+            writer.flush().await
+        };
+        sent.await.map_err(|problem| problem.to_string())?;
+        let mut next = async || {
+            let frame = tokio::time::timeout(SILENCE, reader.next()).await;
+            match frame.map_err(|_| "silence".to_owned())?.map_err(text)? {
+                Frame::Error(error) => Err(error.text),
+                frame => Ok(frame),
+            }
+        };
+        let response = match next().await? {
+            Frame::RepairResponse(response) if response.status == TransferStatus::Ok => response,
+            Frame::RepairResponse(response) => return Err(format!("it says {:?}", response.status)),
+            other => return Err(format!("{} does not belong here", other.name())),
+        };
+        let sealed = place.sealed(response.length, response.first_epoch);
+        let files = Arc::clone(&self.files);
+        let incoming = spawn_blocking(move || begin_repair(&files, &sealed)).await.map_err(over)??;
+        let mut memory = PageBuffer::default();
+        let mut at = 0;
+        while at < sealed.length {
+            let chunk = match next().await? {
+                Frame::FileChunk(chunk) => chunk,
+                other => return Err(format!("{} does not belong here", other.name())),
+            };
+            let length = chunk.bytes.len() as u64;
+            if chunk.offset != at || length == 0 || length > sealed.length - at {
+                return Err(format!("{length} bytes at {} came, not those at {at}", chunk.offset));
+            }
+            at += length;
+            let target = incoming.clone();
+            let written = spawn_blocking(move || {
+                let written = target.write(&chunk.bytes, chunk.offset, &mut memory);
+                (written, memory)
+            });
+            let (written, back) = written.await.map_err(over)?;
+            memory = back;
+            written.map_err(over)?;
+        }
+        let (files, journal) = (Arc::clone(&self.files), self.journal.clone());
+        let finished = spawn_blocking(move || {
+            incoming.flush().map_err(over)?;
+            finish_repair(&files, &journal, &sealed)
+        });
+        finished.await.map_err(over)?
+    }
+
+    /// What could not be read is to be had again. Who had read the old file a moment ago may set more aside.
+    fn retry(&self) {
+        let stage = Arc::clone(&self.stage);
+        tokio::spawn(async move {
+            for pause in RETRIES {
+                tokio::time::sleep(pause).await;
+                retry(&stage);
+            }
+        });
+    }
+}
+
+fn retry(stage: &Stage) {
+    let Present::Leading { reign, .. } = &*crate::core::unpoisoned(&stage.present) else { return };
+    let now = reign.shared.now();
+    reign.shared.with(|core| {
+        let retried = core.broker.retry_unreadable(now, &mut core.store, &mut core.effects);
+        core.check(retried);
+    });
+}
+
+fn over(problem: impl std::fmt::Display) -> String {
+    problem.to_string()
+}
