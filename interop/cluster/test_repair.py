@@ -86,7 +86,7 @@ def test_a_primary_is_repaired_and_delivers_what_it_could_not_read(filled):
     until(primary, COUNT - came)
     assert drained(primary) == 0 and filled.primary() is primary
     _, metrics = primary.get("/metrics")
-    assert "kahawai_journal_repaired_files_total 2" in metrics and "kahawai_journal_damaged_files 0" in metrics
+    assert b"kahawai_journal_repaired_files_total 2" in metrics and b"kahawai_journal_damaged_files 0" in metrics
     filled.stop_alike()
 
 
