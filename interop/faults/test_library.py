@@ -21,9 +21,10 @@ WORDS = {
     "rename": "rename", "renameat": "rename", "renameat2": "rename", "unlink": "unlink", "unlinkat": "unlink",
     "open": "open", "openat": "open", "mkdir": "mkdir",
 }  # fmt: skip
-#: Ways to a file that the library does not know: nobody may take them.
+#: Ways to a file that the library does not know: nobody may take them. Not here: `preadv2`, with which the broker asks whether a page
+#: is in the cache; it uses nothing of what that reads.
 OTHERS = (
-    "truncate", "creat", "openat2", "mkdirat", "link", "linkat", "symlink", "preadv2", "pwritev2", "copy_file_range", "sendfile",
+    "truncate", "creat", "openat2", "mkdirat", "link", "linkat", "symlink", "pwritev2", "copy_file_range", "sendfile",
     "splice", "sync_file_range", "msync", "sync", "syncfs", "io_uring_setup",
 )  # fmt: skip
 

@@ -178,7 +178,7 @@ impl DiskFile {
         format!("/proc/self/fd/{}", self.file.as_raw_fd())
     }
 
-    /// Is this in the cache? Looks at one page of it, which comes into the cache if it is not there: another one each time, so that
+    /// Is this in the cache? Uses nothing of what it reads. Looks at one page of it, which comes into the cache if it is not there: another one each time, so that
     /// it does not find itself.
     fn is_cached(&self, offset: u64, bytes: usize) -> bool {
         static PROBES: AtomicU64 = AtomicU64::new(0);

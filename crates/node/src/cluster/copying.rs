@@ -350,8 +350,7 @@ impl Session<'_> {
     ) -> std::io::Result<Option<Ended>> {
         let now = boot_ms(&*self.copying.clock);
         let mut effects = std::mem::take(&mut self.effects);
-        unpoisoned(&self.machine).step(now, event, &mut effects);
-        let is_counted = !effects.is_empty();
+        let is_counted = unpoisoned(&self.machine).step(now, event, &mut effects);
         let done = self.carry_out(now, effects, address, primary, threads, writer).await?;
         if is_counted {
             unpoisoned(&self.machine).sent();

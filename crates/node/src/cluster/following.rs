@@ -71,10 +71,14 @@ impl SharedSink {
         Arc::new(Mutex::new(Self { session, unsent: 0 }))
     }
 
-    /// Makes a step. Unless it has no effects, [`SharedSink::sent`] has to follow.
-    pub(crate) fn step(&mut self, now: Millis, event: SinkEvent, effects: &mut Vec<SinkEffect>) {
+    /// Makes a step. `true` = it has frames, or will have some: [`SharedSink::sent`] has to follow.
+    #[must_use]
+    pub(crate) fn step(&mut self, now: Millis, event: SinkEvent, effects: &mut Vec<SinkEffect>) -> bool {
         self.session.step(now, event, effects);
-        self.unsent += u32::from(!effects.is_empty());
+        let sends = |effect: &SinkEffect| matches!(effect, SinkEffect::Send(_) | SinkEffect::Promise(_));
+        let is_counted = effects.iter().any(sends);
+        self.unsent += u32::from(is_counted);
+        is_counted
     }
 
     /// The frames of a step are in the queue.
@@ -93,6 +97,37 @@ pub(crate) struct AckAhead {
 impl AckAhead {
     pub(crate) fn new(machine: Arc<Mutex<SharedSink>>, line: Arc<Line>, clock: Arc<dyn Clock>) -> Self {
         Self { machine, line, clock }
+    }
+
+    /// So much is flushed: acknowledges it, unless the session's task has something to send first. What that has to do is returned.
+    pub(crate) fn written(&self, durable: Lsn, chain: Chain, mut commit: impl FnMut(Lsn)) -> Option<Said> {
+        let mut machine = unpoisoned(&self.machine);
+        if machine.unsent > 0 {
+            machine.unsent += 1;
+            return Some(Said::Written { durable, chain, is_counted: true });
+        }
+        let mut effects = Vec::new();
+        let written = SinkEvent::Written { durable, chain: chain.0 };
+        let is_counted = machine.step(boot_ms(&*self.clock), written, &mut effects);
+        let done = effects.iter().take_while(|effect| match effect {
+            SinkEffect::Send(frame) => self.line.try_send(|| Some((*frame).clone())),
+            SinkEffect::Commit(to) => {
+                commit(*to);
+                true
+            }
+            _ => false,
+        });
+        let done = done.count();
+        effects.drain(..done);
+        if effects.is_empty() {
+            if is_counted {
+                machine.sent();
+            }
+            return None;
+        }
+        // The machine is held still: the next does not overtake what is left, whatever that is.
+        machine.unsent += u32::from(!is_counted);
+        Some(Said::Acknowledged(effects))
     }
 }
 
@@ -134,35 +169,10 @@ impl Following {
 
     /// So much is flushed: acknowledges it. What the session's task has to do is returned.
     fn written(&self, durable: Lsn, chain: Chain) -> Option<Said> {
-        let ahead = unpoisoned(&self.ahead);
-        let Some(AckAhead { machine, line, clock }) = &*ahead else {
-            return Some(Said::Written { durable, chain, is_counted: false });
-        };
-        let mut machine = unpoisoned(machine);
-        if machine.unsent > 0 {
-            // The task has its turn first, and this one after it.
-            machine.unsent += 1;
-            return Some(Said::Written { durable, chain, is_counted: true });
+        match &*unpoisoned(&self.ahead) {
+            Some(ahead) => ahead.written(durable, chain, |commit| self.commit(commit)),
+            None => Some(Said::Written { durable, chain, is_counted: false }),
         }
-        let mut effects = Vec::new();
-        let written = SinkEvent::Written { durable, chain: chain.0 };
-        machine.step(boot_ms(&**clock), written, &mut effects);
-        let is_counted = !effects.is_empty();
-        let done = effects.iter().take_while(|effect| match effect {
-            SinkEffect::Send(frame) => line.try_send(|| Some((*frame).clone())),
-            SinkEffect::Commit(to) => {
-                self.commit(*to);
-                true
-            }
-            _ => false,
-        });
-        let done = done.count();
-        effects.drain(..done);
-        if is_counted && effects.is_empty() {
-            machine.sent();
-        }
-        // While the machine is held: what is left is not overtaken by the next.
-        (!effects.is_empty()).then_some(Said::Acknowledged(effects))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Follower>> {

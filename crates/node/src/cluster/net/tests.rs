@@ -12,6 +12,11 @@ use tokio::net::TcpListener;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
 
+use kahawai_env::SystemClock;
+use kahawai_replication::{EpochHistory, LocalLog, SinkEffect, SinkEvent, SinkOptions, SinkSession, Timing};
+use kahawai_types::Lsn;
+
+use super::super::following::{AckAhead, Said, SharedSink};
 use super::super::peer_tls::PeerTlsFiles;
 use super::*;
 
@@ -418,4 +423,113 @@ async fn nobody_sends_ahead_on_a_connection_whose_task_is_gone_or_has_something_
         assert_eq!(frame.reconnect_after_ms, Some(number));
     }
     assert!(matches!(far.reader.next().await, Err(NetError::Closed)), "the line keeps no socket open");
+}
+
+fn acknowledged(effects: &[SinkEffect]) -> Option<u32> {
+    effects.iter().find_map(|effect| match effect {
+        SinkEffect::Send(Frame::JournalUpdateAck(ack)) => Some(ack.durable.offset()),
+        _ => None,
+    })
+}
+
+/// An acknowledgement behind a higher one says that the replica has lost what it had, and costs it its place.
+#[tokio::test]
+async fn no_acknowledgement_overtakes_one_that_the_task_has_to_send() {
+    let (mut near, mut far) = pair().await;
+    far.reader.decoder.authenticated();
+    let line = near.writer.line().expect("there is no TLS");
+    let epoch = Epoch(1);
+    let log = LocalLog {
+        history: EpochHistory::new(Vec::new()).expect("empty"),
+        first_lsn: Lsn::ZERO,
+        end: Lsn::ZERO,
+        durable: Lsn::ZERO,
+        chain_at_end: 0,
+        known_commit: Lsn::ZERO,
+        applied: Lsn::ZERO,
+        is_foreign_tail: false,
+        unclean_generation: 0,
+    };
+    let options = SinkOptions {
+        log,
+        promised: epoch,
+        epoch,
+        receive_window: 1 << 20,
+        address: String::new(),
+        clients: Vec::new(),
+        timing: Timing::default(),
+    };
+    let machine = SharedSink::new(SinkSession::new(options, 0));
+    let step = |event| {
+        let mut effects = Vec::new();
+        let is_counted = unpoisoned(&machine).step(0, event, &mut effects);
+        (effects, is_counted)
+    };
+    let response = kahawai_kdbr::SlaveInitResponse {
+        epoch,
+        mode: kahawai_kdbr::AttachMode::StreamFrom,
+        common_lsn: Lsn::ZERO,
+        common_epoch: Epoch(0),
+        common_chain: 0,
+        commit: Lsn::ZERO,
+        unclean_generation: 0,
+        epoch_history: Vec::new(),
+        send_window: 1 << 20,
+        heartbeat_interval_ms: 100,
+    };
+    let first_lsn = kahawai_types::Location::new(1, 0).lsn();
+    let update = kahawai_kdbr::JournalUpdate {
+        epoch,
+        first_lsn,
+        prev_chain: 0,
+        commit: Lsn::ZERO,
+        batches: vec![0; 500].into(),
+    };
+    for event in [SinkEvent::Start, SinkEvent::Frame(response.into()), SinkEvent::Frame(update.into())] {
+        if step(event).1 {
+            unpoisoned(&machine).sent();
+        }
+    }
+    let ahead = AckAhead::new(Arc::clone(&machine), line, Arc::new(SystemClock));
+    let chain = |bytes| kahawai_journal::Chain(bytes);
+    let written = |bytes: u64| ahead.written(Lsn(first_lsn.0 + bytes), chain(bytes), |_| {});
+    assert_eq!(written(100), None, "it is sent");
+    near.writer.add(|out| goodbye(1, "queued").encode(out));
+    let Some(Said::Acknowledged(left)) = written(200) else { panic!("something is in front of it") };
+    assert_eq!(acknowledged(&left), Some(200));
+    near.writer.flush().await.expect("sent");
+    // Now it could be sent, and must not.
+    let mut handed = Vec::new();
+    for bytes in [300, 400] {
+        let Some(Said::Written { durable, chain, is_counted: true }) = written(bytes) else {
+            panic!("{bytes} overtakes 200")
+        };
+        handed.push(SinkEvent::Written { durable, chain: chain.0 });
+    }
+    // What the task does, in order.
+    for effect in left {
+        if let SinkEffect::Send(frame) = effect {
+            near.writer.send(&frame).await.expect("sent");
+        }
+    }
+    unpoisoned(&machine).sent();
+    for event in handed {
+        for effect in step(event).0 {
+            if let SinkEffect::Send(frame) = effect {
+                near.writer.send(&frame).await.expect("sent");
+            }
+        }
+        // The step, and that it was handed over.
+        unpoisoned(&machine).sent();
+        unpoisoned(&machine).sent();
+    }
+    near.writer.flush().await.expect("sent");
+    assert_eq!(written(500), None, "nothing is in front of it any more");
+    let mut durable = Vec::new();
+    while durable.len() < 5 {
+        if let Frame::JournalUpdateAck(ack) = far.reader.next().await.expect("a frame") {
+            durable.push(ack.durable.offset());
+        }
+    }
+    assert_eq!(durable, [100, 200, 300, 400, 500]);
 }
