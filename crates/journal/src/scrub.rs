@@ -11,8 +11,8 @@ use kahawai_types::{Epoch, Location};
 
 use crate::format::{Chain, data_file_name};
 use crate::history::{Head, head};
-use crate::scan::{Catalog, Links};
-use crate::sealed::{SealedFile, check_file, kept, remember, walk};
+use crate::scan::Catalog;
+use crate::sealed::{SealedFile, check_file, find_alone, kept};
 use crate::shared::{Shared, unpoison};
 
 /// All files are read once in this time, or as fast as the limit allows.
@@ -167,11 +167,8 @@ impl Scrubber {
         let checked = match kept(&shared.files, &**shared, id) {
             Some(file) => self.check_known(&file, limit),
             // Nobody knows yet what it should be: what it is, it is from now on.
-            None => match walk(&**shared, id, Links::default()) {
-                Ok(sum) => {
-                    sum.iter().for_each(|sum| remember(&shared.files, sum));
-                    Ok(())
-                }
+            None => match find_alone(&shared.files, &**shared, id) {
+                Ok(_) => Ok(()),
                 Err(problem) => Err(chain_of(&problem)),
             },
         };

@@ -138,6 +138,11 @@ pub(crate) struct Sum {
 }
 
 impl Sum {
+    /// Found without the files before it, and right all the same: it begins with a stamp.
+    fn stands_alone(&self) -> bool {
+        self.sure && self.file.first_epoch > Epoch(0)
+    }
+
     fn links(&self) -> Links {
         let links = Links::known(Some(self.file.end_chain), self.last_epoch, Some(self.foreign));
         if self.sure { links } else { links.unsure() }
@@ -296,8 +301,19 @@ pub(crate) fn kept(files: &Arc<dyn Files>, catalog: &dyn Catalog, id: u32) -> Op
     is_continued.then_some(sum.file)
 }
 
+/// Walks a whole file without looking at those before it, and keeps what it found if that can be told.
+pub(crate) fn find_alone(
+    files: &Arc<dyn Files>,
+    catalog: &dyn Catalog,
+    id: u32,
+) -> Result<Option<Sum>, ReadError> {
+    let found = walk(catalog, id, Links::default())?;
+    found.iter().filter(|sum| sum.stands_alone()).for_each(|sum| remember(files, sum));
+    Ok(found)
+}
+
 /// Walks a whole file that continues `before`. `None` if it has no batch.
-pub(crate) fn walk(catalog: &dyn Catalog, id: u32, before: Links) -> Result<Option<Sum>, ReadError> {
+fn walk(catalog: &dyn Catalog, id: u32, before: Links) -> Result<Option<Sum>, ReadError> {
     let start = Location::new(id, 0).lsn();
     let file = catalog.open(id).map_err(failed(catalog, start))?;
     let bytes = file.len().map_err(failed(catalog, start))?;
@@ -380,7 +396,7 @@ impl JournalReader {
         }
         let sum = match remembered(&shared.files, &**shared, id, &Links::default())? {
             Some(sum) => Some(sum),
-            None => walk(&**shared, id, Links::default())?.inspect(|sum| remember(&shared.files, sum)),
+            None => find_alone(&shared.files, &**shared, id)?,
         };
         Ok(sum.map(|sum| sum.file))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kahawai_env::{DiskFiles, Files, OpenMode};
 use kahawai_journal::{
     BatchView, Batches, Control, END_MARK, Evidence, Finding, Journal, JournalOptions, KnownPositions,
-    OpenError, verify,
+    OpenError, SUMS_DIRECTORY, verify,
 };
 use kahawai_testkit::{MemoryFiles, fixtures};
 use kahawai_types::{Epoch, Location, Lsn};
@@ -108,6 +108,18 @@ fn check(cases: &[(&str, u64, u64, u64, &str)], torn: bool) {
                 .eq(before.iter().map(|batch| &batch.bytes))
         );
         assert_eq!(after.len(), before.len() + 1);
+        // What one file is alone, without those before it, is not taken for what it is in the journal.
+        let reader = journal.reader();
+        for file in journal.files() {
+            reader.sealed_file(file.id).unwrap();
+        }
+        let together = reader.sealed_files(reader.durable_end()).unwrap();
+        if files.exists(SUMS_DIRECTORY).unwrap() {
+            for name in files.list(SUMS_DIRECTORY).unwrap() {
+                files.remove(&format!("{SUMS_DIRECTORY}/{name}")).unwrap();
+            }
+        }
+        assert_eq!(reader.sealed_files(reader.durable_end()).unwrap(), together, "{path}");
         let report = verify(&files, 0, KnownPositions::default()).unwrap();
         assert!(report.is_sound());
         assert_eq!((report.chain, report.end), (recovery.chain, recovery.end));
