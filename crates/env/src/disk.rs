@@ -178,8 +178,8 @@ impl DiskFile {
         format!("/proc/self/fd/{}", self.file.as_raw_fd())
     }
 
-    /// Is this in the cache? Uses nothing of what it reads. Looks at one page of it, which comes into the cache if it is not there: another one each time, so that
-    /// it does not find itself.
+    /// Is this in the cache? Looks at one page of it, which comes into the cache if it is not there: another one each time, so
+    /// that it does not find itself. Uses nothing of what it reads.
     fn is_cached(&self, offset: u64, bytes: usize) -> bool {
         static PROBES: AtomicU64 = AtomicU64::new(0);
         let open = || {
@@ -373,7 +373,7 @@ mod tests {
                 file.drop_cache().unwrap();
             }
             for mode in [OpenMode::Read, OpenMode::Write] {
-                let once = ReadOnce::new(files.open("x", mode).unwrap());
+                let once = ReadOnce::over(files.open("x", mode).unwrap());
                 let mut found = vec![0; content.len() + 9];
                 // In pieces that end inside of pages.
                 let mut at = 0;

@@ -92,6 +92,48 @@ impl PageBuffer {
     }
 }
 
+/// What can only be read; [`ReadOnly`] makes a file of it.
+pub trait Source: Send + Sync + Debug {
+    /// As [`File::read_at`].
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// No bytes at all?
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// A file that nobody can write to, wherever its bytes come from.
+#[derive(Debug)]
+pub struct ReadOnly<S>(pub S);
+
+impl<S: Source> File for ReadOnly<S> {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 /// A file that is read once, from front to back, in steps of [`ReadOnce::STEP_BYTES`] with [`File::read_pages_at`].
 #[derive(Debug)]
 pub struct ReadOnce {
@@ -112,12 +154,12 @@ impl ReadOnce {
     pub const STEP_BYTES: usize = 1 << 20;
 
     /// `file`, for one reader.
-    pub fn new(file: Arc<dyn File>) -> Arc<Self> {
-        Arc::new(Self { file, step: Mutex::default() })
+    pub fn over(file: Arc<dyn File>) -> Arc<dyn File> {
+        Arc::new(ReadOnly(Self { file, step: Mutex::default() }))
     }
 }
 
-impl File for ReadOnce {
+impl Source for ReadOnce {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         // A panic of another reader leaves nothing half done that is not read again.
         let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,24 +178,8 @@ impl File for ReadOnce {
         Ok(count)
     }
 
-    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        self.file.sync_all()
-    }
-
     fn len(&self) -> io::Result<u64> {
         self.file.len()
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

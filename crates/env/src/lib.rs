@@ -20,7 +20,7 @@ pub use clock::{Clock, SystemClock};
 pub use disk::DiskFiles;
 pub use entropy::{Entropy, OsEntropy};
 pub use files::{
-    File, Files, Lock, OpenMode, PAGE_BYTES, PageBuffer, ReadOnce, check_name, read_exact_at, read_full_at,
-    read_pages_full_at,
+    File, Files, Lock, OpenMode, PAGE_BYTES, PageBuffer, ReadOnce, ReadOnly, Source, check_name,
+    read_exact_at, read_full_at, read_pages_full_at,
 };
 pub use overlay::OverlayFiles;

@@ -254,11 +254,6 @@ impl Journal {
         self.shared.suspicion.close();
     }
 
-    /// Was it closed, or has it failed?
-    pub fn is_closed(&self) -> bool {
-        !matches!(self.shared.core().state, State::Running)
-    }
-
     /// Space that is left for more files; `None` = that is not known.
     pub fn free_bytes(&self) -> Option<u64> {
         self.shared.files.free_bytes().ok().flatten()

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use kahawai_env::{File, ReadOnce};
+use kahawai_env::{File, ReadOnce, ReadOnly, Source};
 use kahawai_types::{Epoch, Location};
 
 use crate::format::{Chain, data_file_name};
@@ -160,8 +160,7 @@ impl Scrubber {
 
     fn check(&self, id: u32, limit: u64) -> Option<Damage> {
         let shared = &self.shared;
-        let is_there = || id < shared.durable().file() && unpoison(shared.used.read()).contains(&id);
-        if !is_there() {
+        if !shared.has_sealed(id) {
             return None;
         }
         let checked = match kept(&shared.files, &**shared, id) {
@@ -174,7 +173,7 @@ impl Scrubber {
         };
         let mut state = shared.suspicion.lock();
         // Deleted meanwhile, or the journal is closed.
-        let problem = checked.err().filter(|_| is_there() && !state.closed);
+        let problem = checked.err().filter(|_| shared.has_sealed(id) && !state.closed);
         let Some(problem) = problem else {
             state.damaged.remove(&id);
             return None;
@@ -188,8 +187,8 @@ impl Scrubber {
         let shared = &self.shared;
         let name = data_file_name(file.id);
         let opened = Catalog::open(&**shared, file.id).map_err(|problem| problem.to_string())?;
-        let paced = Paced { file: ReadOnce::new(opened), shared: Arc::clone(shared), bytes_per_s: limit };
-        check_file(Arc::new(paced), &shared.files.describe(&name), file, |_| {})
+        let paced = Paced { file: ReadOnce::over(opened), shared: Arc::clone(shared), bytes_per_s: limit };
+        check_file(Arc::new(ReadOnly(paced)), &shared.files.describe(&name), file, |_| {})
             .map_err(|problem| chain_of(&problem))
     }
 }
@@ -220,12 +219,12 @@ fn place(shared: &Shared, id: u32) -> Option<Place> {
 /// A file that is read no faster than this, and not at all once the journal is closed.
 #[derive(Debug)]
 struct Paced {
-    file: Arc<ReadOnce>,
+    file: Arc<dyn File>,
     shared: Arc<Shared>,
     bytes_per_s: u64,
 }
 
-impl File for Paced {
+impl Source for Paced {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let read = self.file.read_at(buf, offset)?;
         let pause_us = (read as u64).saturating_mul(1_000_000).checked_div(self.bytes_per_s).unwrap_or(0);
@@ -235,24 +234,8 @@ impl File for Paced {
         Ok(read)
     }
 
-    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        Ok(())
-    }
-
     fn len(&self) -> io::Result<u64> {
         self.file.len()
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -260,8 +243,7 @@ impl File for Paced {
 /// in the old one finish it; all others have the copy once this returns, also after a crash.
 pub(crate) fn replace(shared: &Shared, id: u32, path: &str) -> io::Result<bool> {
     let files = &shared.files;
-    let is_there = || id < shared.durable().file() && unpoison(shared.used.read()).contains(&id);
-    if !is_there() {
+    if !shared.has_sealed(id) {
         files.remove(path)?;
         return Ok(false);
     }
@@ -269,7 +251,7 @@ pub(crate) fn replace(shared: &Shared, id: u32, path: &str) -> io::Result<bool> 
     files.rename(path, &name)?;
     files.sync_directory("")?;
     shared.forget_handle(id);
-    if !is_there() {
+    if !shared.has_sealed(id) {
         // Deleted at the same time: it must not be there again.
         files.remove(&name)?;
         files.sync_directory("")?;
@@ -281,7 +263,6 @@ pub(crate) fn replace(shared: &Shared, id: u32, path: &str) -> io::Result<bool> 
     Ok(true)
 }
 
-/// What a received copy has to be: a file of this place.
 impl Place {
     /// The same as a whole, with what the sender says of it.
     pub fn sealed(&self, length: u64, first_epoch: Epoch) -> SealedFile {

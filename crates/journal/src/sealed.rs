@@ -317,7 +317,7 @@ fn walk(catalog: &dyn Catalog, id: u32, before: Links) -> Result<Option<Sum>, Re
     let start = Location::new(id, 0).lsn();
     let file = catalog.open(id).map_err(failed(catalog, start))?;
     let bytes = file.len().map_err(failed(catalog, start))?;
-    let mut scan = FileScan::new(ReadOnce::new(file), id, 0, bytes);
+    let mut scan = FileScan::new(ReadOnce::over(file), id, 0, bytes);
     let mut links = before;
     let mut first = None;
     let damaged =
@@ -391,7 +391,7 @@ impl JournalReader {
     /// One of them; `None` if it is not there, or still written to.
     pub fn sealed_file(&self, id: u32) -> Result<Option<SealedFile>, ReadError> {
         let shared = &self.shared;
-        if id >= self.durable_end().file() || shared.first_from(id) != Some(id) {
+        if !shared.has_sealed(id) {
             return Ok(None);
         }
         let sum = match remembered(&shared.files, &**shared, id, &Links::default())? {
@@ -506,7 +506,7 @@ pub fn verify_file(files: &Arc<dyn Files>, path: &str, announced: &SealedFile) -
         action: "open",
         source,
     })?;
-    check_file(ReadOnce::new(file), &name, announced, |_| {})?;
+    check_file(ReadOnce::over(file), &name, announced, |_| {})?;
     finish_file(files, path, announced.length)
 }
 

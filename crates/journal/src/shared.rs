@@ -184,6 +184,11 @@ impl Shared {
         self.commit.fetch_max(commit.0, Ordering::Relaxed);
     }
 
+    /// Is there such a data file, which is written to no more?
+    pub(crate) fn has_sealed(&self, id: u32) -> bool {
+        id < self.durable().file() && unpoison(self.used.read()).contains(&id)
+    }
+
     /// A handle for reading.
     pub(crate) fn handle(&self, id: u32) -> io::Result<Arc<dyn File>> {
         self.opened(id).map(|(file, _)| file)

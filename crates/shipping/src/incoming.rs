@@ -9,12 +9,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use kahawai_env::{File, Files, OpenMode, PAGE_BYTES, PageBuffer, ReadOnce};
+use kahawai_env::{File, Files, OpenMode, PAGE_BYTES, PageBuffer, ReadOnce, ReadOnly, Source};
 use kahawai_journal::{
-    END_MARK, INCOMING_DIRECTORY, Journal, JournalReader, SealedFile, VerifyError, check_file,
+    BatchView, END_MARK, INCOMING_DIRECTORY, Journal, JournalReader, SealedFile, VerifyError, check_file,
     data_file_name, finish_file, incoming_name, verify_file,
 };
 use kahawai_kdbr::{RepairRequest, SyncManifest, TransferStatus};
@@ -24,7 +24,7 @@ use kahawai_types::Location;
 use tracing::warn;
 
 use crate::chain;
-use crate::files::{ResumeLog, sealed};
+use crate::files::{ResumeLog, described, sealed};
 
 /// So much is kept in memory for who checks; what comes further ahead of it is read from the disk.
 const HELD_BYTES_MAX: usize = 64 << 20;
@@ -155,10 +155,27 @@ struct Arriving {
     arrivals: Arc<Arrivals>,
     id: u32,
     length: u64,
-    disk: Arc<dyn File>,
+    files: Arc<dyn Files>,
+    /// Opened when it is needed: whoever receives it makes it.
+    disk: OnceLock<Arc<dyn File>>,
 }
 
-impl File for Arriving {
+impl Arriving {
+    fn file(arrivals: &Arc<Arrivals>, files: &Arc<dyn Files>, id: u32, length: u64) -> Arc<dyn File> {
+        let (arrivals, files) = (Arc::clone(arrivals), Arc::clone(files));
+        Arc::new(ReadOnly(Self { arrivals, id, length, files, disk: OnceLock::new() }))
+    }
+
+    fn disk(&self) -> io::Result<&Arc<dyn File>> {
+        if let Some(disk) = self.disk.get() {
+            return Ok(disk);
+        }
+        let disk = ReadOnce::over(self.files.open(&incoming_name(self.id), OpenMode::Read)?);
+        Ok(self.disk.get_or_init(|| disk))
+    }
+}
+
+impl Source for Arriving {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         if offset >= self.length {
             return Ok(0);
@@ -191,27 +208,11 @@ impl File for Arriving {
         }
         drop(state);
         let count = buf.len().min(CHUNK_BYTES as usize - within);
-        self.disk.read_at(buf.get_mut(..count).unwrap_or_default(), offset)
-    }
-
-    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        Ok(())
+        self.disk()?.read_at(buf.get_mut(..count).unwrap_or_default(), offset)
     }
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.length)
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -234,53 +235,38 @@ pub fn check(
     all.sort_unstable_by_key(|file| file.id);
     for file in all {
         let comes = arrivals.lock().flushed.contains_key(&file.id);
-        let name = if comes { incoming_name(file.id) } else { data_file_name(file.id) };
-        if let Err(problem) = check_one(files, &name, &file, comes.then_some(arrivals), builder) {
+        if let Err(problem) = check_one(files, &file, comes.then_some(arrivals), builder) {
             if arrivals.is_cut_short(file.id) {
                 return Err(chain(&problem));
             }
             builder.give_up(chain(&problem));
             if comes {
                 warn!(file = file.id, %problem, "a received file is not what was announced");
-                checked.bad.extend(identity(manifest, &file).map(|identity| (identity, chain(&problem))));
+                checked.bad.push((FileIdentity::from(&described(&file)), chain(&problem)));
             }
         }
     }
     Ok(checked)
 }
 
-fn identity(manifest: &SyncManifest, file: &SealedFile) -> Option<FileIdentity> {
-    manifest
-        .files
-        .iter()
-        .map(FileIdentity::from)
-        .find(|identity| identity.key.id == file.id && identity.key.kind == kahawai_kdbr::FileKind::Journal)
-}
-
 fn check_one(
     files: &Arc<dyn Files>,
-    name: &str,
     file: &SealedFile,
     arrivals: Option<&Arc<Arrivals>>,
     builder: &mut IndexBuilder,
 ) -> Result<(), VerifyError> {
-    let mode = if arrivals.is_some() { OpenMode::Write } else { OpenMode::Read };
-    let full_name = files.describe(name);
-    let disk = files.open(name, mode).map_err(|source| VerifyError::Io {
-        file: full_name.clone(),
-        action: "open",
-        source,
-    })?;
-    let disk: Arc<dyn File> = ReadOnce::new(disk);
-    let source = match arrivals {
-        None => disk,
-        Some(arrivals) => {
-            let arrivals = Arc::clone(arrivals);
-            Arc::new(Arriving { arrivals, id: file.id, length: file.length, disk })
-        }
+    let visit = |batch: &BatchView| builder.batch(batch);
+    let Some(arrivals) = arrivals else {
+        let name = data_file_name(file.id);
+        let full_name = files.describe(&name);
+        let open = |source| VerifyError::Io { file: full_name.clone(), action: "open", source };
+        let disk = files.open(&name, OpenMode::Read).map_err(open)?;
+        return check_file(ReadOnce::over(disk), &full_name, file, visit);
     };
-    check_file(source, &full_name, file, |batch| builder.batch(batch))?;
-    if arrivals.is_some() { finish_file(files, name, file.length) } else { Ok(()) }
+    let name = incoming_name(file.id);
+    let source = Arriving::file(arrivals, files, file.id, file.length);
+    check_file(source, &files.describe(&name), file, visit)?;
+    finish_file(files, &name, file.length)
 }
 
 /// After everything was checked: whether it is what was announced, and then its index, kept for the installation. What is not right
@@ -410,11 +396,10 @@ mod tests {
     fn read_all(files: &Arc<dyn Files>, arrivals: &Arc<Arrivals>) {
         for id in [1, 2] {
             let name = incoming_name(id);
-            let disk = ReadOnce::new(files.open(&name, OpenMode::Write).expect("opened"));
-            let source = Arriving { arrivals: Arc::clone(arrivals), id, length: LENGTH, disk };
+            let source = Arriving::file(arrivals, files, id, LENGTH);
             let mut found = vec![0; LENGTH as usize + 1];
             for (n, part) in found.chunks_mut(700_000).enumerate() {
-                read_full_at(&source, part, n as u64 * 700_000).expect("read");
+                read_full_at(&*source, part, n as u64 * 700_000).expect("read");
             }
             assert!(found[..LENGTH as usize] == *content(id), "file {id}");
             finish_file(files, &name, LENGTH).expect("finished");
@@ -493,8 +478,7 @@ mod tests {
     fn who_waits_for_what_does_not_come_is_told() {
         let files: Arc<dyn Files> = Arc::new(MemoryFiles::new());
         let arrivals = Arrivals::new(&planned());
-        let disk = files.open("x", OpenMode::CreateNew).expect("made");
-        let source = Arriving { arrivals: Arc::clone(&arrivals), id: 1, length: LENGTH, disk };
+        let source = Arriving::file(&arrivals, &files, 1, LENGTH);
         std::thread::scope(|scope| {
             scope.spawn(|| source.read_at(&mut [0; 9], 0).expect_err("nothing came"));
             arrivals.end();

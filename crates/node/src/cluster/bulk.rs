@@ -45,8 +45,8 @@ const BURST_BYTES: u64 = 1 << 20;
 const PACE_MS: Millis = 10_000;
 /// How often progress is said.
 const SAY: Duration = Duration::from_secs(5);
-/// A transfer connection that is silent for so long is made again.
-const SILENCE: Duration = Duration::from_secs(15);
+/// A transfer connection that is silent for so long is given up.
+pub(super) const SILENCE: Duration = Duration::from_secs(15);
 
 /// How operators want it.
 #[derive(Clone, Copy, Debug)]
@@ -273,7 +273,7 @@ impl BulkSource {
             let request = match reader.next().await? {
                 Frame::FileTransfer(request) => request,
                 Frame::RepairRequest(request) => {
-                    memory = self.repair(&request, reign.reader(), &mut writer, memory).await?;
+                    self.repair(&request, reign.reader(), &mut writer, &mut memory).await?;
                     continue;
                 }
                 other => {
@@ -304,7 +304,7 @@ impl BulkSource {
                     offset: request.offset,
                     length: request.length,
                 };
-                memory = self.range(wanted, &reign.reader(), &mut writer, memory).await?;
+                self.range(wanted, &reign.reader(), &mut writer, &mut memory).await?;
             }
             writer.flush().await?;
         }
@@ -318,9 +318,7 @@ impl BulkSource {
             loop {
                 match reader.next().await? {
                     Frame::RepairRequest(request) => {
-                        memory = self
-                            .repair(&request, journal.clone(), &mut writer, std::mem::take(&mut memory))
-                            .await?;
+                        self.repair(&request, journal.clone(), &mut writer, &mut memory).await?;
                     }
                     _ => {
                         let error = ErrorFrame::new(ErrorCode::NotMaster, "this node does not lead");
@@ -341,8 +339,8 @@ impl BulkSource {
         request: &RepairRequest,
         reader: JournalReader,
         writer: &mut FrameWriter,
-        memory: ChunkMemory,
-    ) -> Result<ChunkMemory, NetError> {
+        memory: &mut ChunkMemory,
+    ) -> Result<(), NetError> {
         let (asked, ours) = (request.clone(), reader.clone());
         let found = spawn_blocking(move || asked_for(&ours, &asked)).await.map_err(io::Error::other)?;
         let (epoch, request_id) = (request.epoch, request.request_id);
@@ -358,15 +356,11 @@ impl BulkSource {
             Err(status) => response.status = *status,
         }
         writer.send(&Frame::RepairResponse(response)).await?;
-        let memory = match found {
-            Ok(file) => {
-                let wanted = Wanted { epoch, request_id, id: file.id, offset: 0, length: file.length };
-                self.range(wanted, &reader, writer, memory).await?
-            }
-            Err(_) => memory,
-        };
-        writer.flush().await?;
-        Ok(memory)
+        if let Ok(file) = found {
+            let wanted = Wanted { epoch, request_id, id: file.id, offset: 0, length: file.length };
+            self.range(wanted, &reader, writer, memory).await?;
+        }
+        Ok(writer.flush().await?)
     }
 
     async fn range(
@@ -374,8 +368,8 @@ impl BulkSource {
         wanted: Wanted,
         reader: &JournalReader,
         writer: &mut FrameWriter,
-        mut memory: ChunkMemory,
-    ) -> Result<ChunkMemory, NetError> {
+        memory: &mut ChunkMemory,
+    ) -> Result<(), NetError> {
         let Wanted { epoch, request_id, id, offset, length } = wanted;
         let end = offset.saturating_add(length);
         let mut at = offset;
@@ -388,13 +382,11 @@ impl BulkSource {
                     Err(ms) => tokio::time::sleep(Duration::from_millis(ms.unsigned_abs().max(1))).await,
                 }
             }
-            let reader = reader.clone();
-            let read = spawn_blocking(move || {
-                let read = read_chunk(&reader, id, at, length as usize, &mut memory);
-                (read, memory)
-            });
+            let (reader, mut taken) = (reader.clone(), std::mem::take(memory));
+            let read =
+                spawn_blocking(move || (read_chunk(&reader, id, at, length as usize, &mut taken), taken));
             let (read, back) = read.await.map_err(io::Error::other)?;
-            memory = back;
+            *memory = back;
             let bytes = read.map_err(io::Error::other)?;
             if bytes.len() as u64 != length {
                 let text = "the file is shorter than asked for";
@@ -407,7 +399,7 @@ impl BulkSource {
                 memory.give_back(chunk.bytes);
             }
         }
-        Ok(memory)
+        Ok(())
     }
 }
 
@@ -685,7 +677,7 @@ impl Fetching {
             };
             writer.send(&Frame::FileTransfer(request)).await?;
             writer.flush().await?;
-            memory = self.receive(session, range, &mut reader, memory).await?;
+            self.receive(session, range, &mut reader, &mut memory).await?;
             self.changed.notify_waiters();
             self.changed.notify_one();
         }
@@ -696,8 +688,8 @@ impl Fetching {
         session: u32,
         range: Range,
         reader: &mut super::net::FrameReader,
-        mut memory: PageBuffer,
-    ) -> Result<PageBuffer, Trouble> {
+        memory: &mut PageBuffer,
+    ) -> Result<(), Trouble> {
         let (files, key) = (Arc::clone(&self.files), range.key);
         let opened = spawn_blocking(move || IncomingFile::open(&files, key, range.file_bytes)).await;
         let file = opened.map_err(Trouble::over)?.map_err(Trouble::over)?;
@@ -722,14 +714,7 @@ impl Fetching {
                 .arrived(session, chunk.request_id, chunk.offset, length)
                 .map_err(Trouble::over)?;
             self.arrivals.came(key, placed.index, &chunk.bytes);
-            let target = file.clone();
-            let written = spawn_blocking(move || {
-                let written = target.write(&chunk.bytes, chunk.offset, &mut memory);
-                (written, memory)
-            });
-            let (written, back) = written.await.map_err(Trouble::over)?;
-            memory = back;
-            written.map_err(Trouble::over)?;
+            write_chunk(&file, chunk, memory).await.map_err(Trouble::over)?;
             if placed.ends_range {
                 break placed.index + 1;
             }
@@ -741,9 +726,21 @@ impl Fetching {
         let mut out = BytesMut::new();
         unpoisoned(&self.transfers).flushed(now, key, first..last, &mut log.resume, &mut out);
         // A few bytes for eight mebibytes: not worth a thread.
-        tokio::task::block_in_place(|| log.append(&out)).map_err(Trouble::over)?;
-        Ok(memory)
+        tokio::task::block_in_place(|| log.append(&out)).map_err(Trouble::over)
     }
+}
+
+/// Writes what has come where it belongs.
+pub(super) async fn write_chunk(
+    file: &IncomingFile,
+    chunk: FileChunk,
+    memory: &mut PageBuffer,
+) -> io::Result<()> {
+    let (file, mut taken) = (file.clone(), std::mem::take(memory));
+    let written = spawn_blocking(move || (file.write(&chunk.bytes, chunk.offset, &mut taken), taken));
+    let (written, back) = written.await.map_err(io::Error::other)?;
+    *memory = back;
+    written
 }
 
 enum Trouble {

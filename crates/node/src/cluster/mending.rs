@@ -6,6 +6,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
+use super::bulk::{SILENCE, write_chunk};
 use super::net::{Connected, dial};
 use super::{Present, Protection, Stage, credentials};
 
@@ -25,9 +27,6 @@ use super::{Present, Protection, Stage, credentials};
 const AGAIN: Duration = Duration::from_secs(30);
 /// How long after a repair messages that could not be read are tried again.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(10)];
-/// A peer that is silent for so long is asked no more.
-const SILENCE: Duration = Duration::from_secs(15);
-
 /// What a repair needs.
 pub(super) struct Mending {
     pub(super) stage: Arc<Stage>,
@@ -43,32 +42,36 @@ impl Mending {
         if let Ok(Err(problem)) = spawn_blocking(move || discard_repairs(&files)).await {
             warn!(%problem, "what an earlier repair has left could not be removed");
         }
-        let mut damaged: BTreeMap<u32, Damage> = BTreeMap::new();
+        let (mut damaged, mut come) = (BTreeMap::new(), Vec::new());
         loop {
-            let next = tokio::select! {
-                next = found.recv() => next,
-                () = tokio::time::sleep(AGAIN), if !damaged.is_empty() => {
+            {
+                // What comes meanwhile waits; that nobody looks any more does not.
+                let mut repairing = pin!(self.all(&mut damaged));
+                loop {
                     tokio::select! {
-                        () = self.all(&mut damaged) => continue,
-                        next = found.recv() => next,
+                        () = &mut repairing => break,
+                        next = found.recv() => match next {
+                            Some(damage) => come.push(damage),
+                            None => return,
+                        },
                     }
                 }
-            };
-            let Some(next) = next else { return };
-            if damaged.insert(next.file, next.clone()).is_none() {
-                error!(file = next.file, problem = next.problem, "a data file is damaged");
             }
-            tokio::select! {
-                () = self.all(&mut damaged) => {}
-                () = self.closed() => return,
+            if come.is_empty() {
+                tokio::select! {
+                    next = found.recv() => match next {
+                        Some(damage) => come.push(damage),
+                        None => return,
+                    },
+                    () = tokio::time::sleep(AGAIN), if !damaged.is_empty() => {}
+                }
             }
-        }
-    }
-
-    /// Ends when the journal does not need it any more.
-    async fn closed(&self) {
-        while !self.journal.is_closed() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            for damage in come.drain(..) {
+                if !damaged.contains_key(&damage.file) {
+                    error!(file = damage.file, problem = damage.problem, "a data file is damaged");
+                }
+                damaged.insert(damage.file, damage);
+            }
         }
     }
 
@@ -160,14 +163,7 @@ impl Mending {
                 return Err(format!("{length} bytes at {} came, not those at {at}", chunk.offset));
             }
             at += length;
-            let target = incoming.clone();
-            let written = spawn_blocking(move || {
-                let written = target.write(&chunk.bytes, chunk.offset, &mut memory);
-                (written, memory)
-            });
-            let (written, back) = written.await.map_err(over)?;
-            memory = back;
-            written.map_err(over)?;
+            write_chunk(&incoming, chunk, &mut memory).await.map_err(over)?;
         }
         let (files, journal) = (Arc::clone(&self.files), self.journal.clone());
         let finished = spawn_blocking(move || {
