@@ -225,6 +225,12 @@ impl Journal {
         Scrubber::new(self.shared.clone(), bytes_per_s)
     }
 
+    /// Something of this data file cannot be read, and waits: it is looked at by [`Journal::scrubber`], which tells whether it is
+    /// damaged or to be read again. Readers say so by themselves; this is for whoever has put something aside since.
+    pub fn suspect(&self, file: u32) {
+        self.shared.suspicion.note(file);
+    }
+
     /// Puts a sound copy in the place of a damaged data file that is written to no more: see [`Damage`]. The copy lies at `path`,
     /// was checked, and is durable. `false` if that file is gone.
     pub fn replace_file(&self, file: u32, path: &str) -> io::Result<bool> {

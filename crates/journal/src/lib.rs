@@ -55,7 +55,7 @@ pub use options::{FILE_BYTES_MAX, FILE_BYTES_MIN, JournalOptions, KnownPositions
 pub use prepare::Preparer;
 pub use read::{JournalReader, ReadError, WindowReader};
 pub use scan::{BatchView, Batches, Record, Records};
-pub use scrub::{Damage, Place, Scrubber};
+pub use scrub::{Damage, Place, Scrubbed, Scrubber};
 pub use sealed::{
     INCOMING_DIRECTORY, InstallError, Installed, SUMS_DIRECTORY, SealedFile, VerifyError, check_file,
     finish_file, incoming_name, install, sealed_files, verify_file,

@@ -168,7 +168,7 @@ pub struct WindowReader {
     buffer: Bytes,
     wanted: usize,
     /// A damaged batch, from its beginning to its end: its records are not read and summed up again, one after the other; unless files
-    /// were replaced since, of which there had been so many.
+    /// became readable again since, as they had done so often.
     refused: Option<(Lsn, Lsn, Problem, u64)>,
 }
 
@@ -180,7 +180,7 @@ impl WindowReader {
         }
         let bytes = self.reader.checked_size(at, size)?;
         if self.inside(at, bytes).is_none() {
-            self.fill(at)?;
+            self.fill(at).inspect_err(|_| self.reader.shared.suspicion.note(at.file))?;
         }
         let record = self.inside(at, bytes).unwrap_or_default();
         self.reader.payload(at, size, record)
@@ -194,13 +194,14 @@ impl WindowReader {
 
     fn fill(&mut self, at: Location) -> Result<(), ReadError> {
         let shared = Arc::clone(&self.reader.shared);
-        let damaged = |at: Lsn, problem| {
-            shared.suspicion.note(at.file());
-            ReadError::Damaged { file: shared.describe(at.file()), at: at.location(), problem }
+        let damaged = |at: Lsn, problem| ReadError::Damaged {
+            file: shared.describe(at.file()),
+            at: at.location(),
+            problem,
         };
-        if let Some((begin, end, problem, replaced)) = &self.refused
+        if let Some((begin, end, problem, mended)) = &self.refused
             && (*begin..*end).contains(&at.lsn())
-            && *replaced == shared.suspicion.replaced()
+            && *mended == shared.suspicion.mended()
         {
             return Err(damaged(*begin, *problem));
         }
@@ -220,7 +221,7 @@ impl WindowReader {
         let left = if end.file() == at.file { (end.0 - begin.lsn().0) as usize } else { usize::MAX };
         let length = self.wanted.max(batch_bytes).min(left);
         self.valid = 0;
-        let replaced = shared.suspicion.replaced();
+        let mended = shared.suspicion.mended();
         let mut buffer = match std::mem::take(&mut self.buffer).try_into_mut() {
             Ok(mut buffer) if buffer.capacity() >= length && buffer.len() <= WINDOW_BYTES_MAX => {
                 if buffer.len() < length {
@@ -236,7 +237,7 @@ impl WindowReader {
         self.at = begin.lsn();
         self.valid = whole.map_err(|problem| {
             let end = Lsn(begin.lsn().0 + batch_bytes as u64);
-            self.refused = Some((begin.lsn(), end, problem, replaced));
+            self.refused = Some((begin.lsn(), end, problem, mended));
             damaged(begin.lsn(), problem)
         })?;
         Ok(())

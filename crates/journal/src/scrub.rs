@@ -12,12 +12,12 @@ use kahawai_types::{Epoch, Location};
 use crate::format::{Chain, data_file_name};
 use crate::history::{Head, head};
 use crate::scan::Catalog;
-use crate::sealed::{SealedFile, check_file, find_alone, kept};
+use crate::sealed::{SealedFile, check_file, check_newest, find_alone, kept};
 use crate::shared::{Shared, unpoison};
 
 /// All files are read once in this time, or as fast as the limit allows.
-const PASS: Duration = Duration::from_secs(24 * 60 * 60);
-/// A file that readers meet damage in again and again is read once in this time.
+const PASS_US: u64 = 24 * 60 * 60 * 1_000_000;
+/// A file that readers could not read is looked at again no earlier than this, and twice as late each further time.
 const AGAIN_US: u64 = 10_000_000;
 
 /// Whom to wake, and for what.
@@ -34,6 +34,8 @@ struct Suspects {
     damaged: BTreeMap<u32, String>,
     /// Since the journal was opened.
     replaced: u64,
+    /// How often files became readable again, since the journal was opened.
+    mended: u64,
     closed: bool,
 }
 
@@ -42,7 +44,7 @@ impl Suspicion {
         unpoison(self.state.lock())
     }
 
-    /// A reader has met damage in it.
+    /// A reader could not read it.
     pub(crate) fn note(&self, file: u32) {
         self.lock().files.insert(file);
         self.changed.notify_all();
@@ -54,9 +56,9 @@ impl Suspicion {
         (state.damaged.iter().map(|(file, problem)| (*file, problem.clone())).collect(), state.replaced)
     }
 
-    /// How many files were replaced.
-    pub(crate) fn replaced(&self) -> u64 {
-        self.lock().replaced
+    /// Grows when a file is readable again: what was found in it before does not count any more.
+    pub(crate) fn mended(&self) -> u64 {
+        self.lock().mended
     }
 
     pub(crate) fn close(&self) {
@@ -82,6 +84,15 @@ pub struct Damage {
     pub place: Option<Place>,
 }
 
+/// What looking for damage has found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Scrubbed {
+    /// Two readings say so, one after the other.
+    Damage(Damage),
+    /// N of `db-N.log`, in which somebody had met damage: there is none any more. What could not be read of it can be.
+    Sound(u32),
+}
+
 /// Where a data file belongs: only one content has both chains.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
@@ -101,27 +112,45 @@ pub struct Scrubber {
     /// Files of this pass that are still to be read, the next one last.
     pass: Vec<u32>,
     next_pass_us: u64,
-    /// When files were read because of a suspicion.
-    suspected_us: BTreeMap<u32, u64>,
+    /// Files that were read because of a suspicion.
+    looks: BTreeMap<u32, Look>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    /// Not earlier.
+    next_us: u64,
+    pause_us: u64,
+}
+
+/// What is read next.
+struct Task {
+    file: u32,
+    /// 0 = without a limit.
+    bytes_per_s: u64,
+    is_suspected: bool,
+}
+
+/// Waits for what is found; `None` once the journal is closed. What was found before may be found again.
+impl Iterator for Scrubber {
+    type Item = Scrubbed;
+
+    fn next(&mut self) -> Option<Scrubbed> {
+        loop {
+            let task = self.next_task()?;
+            if let Some(scrubbed) = self.check(&task) {
+                return Some(scrubbed);
+            }
+        }
+    }
 }
 
 impl Scrubber {
     pub(crate) fn new(shared: Arc<Shared>, bytes_per_s: u64) -> Self {
-        Self { shared, bytes_per_s, pass: Vec::new(), next_pass_us: 0, suspected_us: BTreeMap::new() }
+        Self { shared, bytes_per_s, pass: Vec::new(), next_pass_us: 0, looks: BTreeMap::new() }
     }
 
-    /// Waits for the next damage; `None` once the journal is closed. What was found before may be found again.
-    pub fn next_damage(&mut self) -> Option<Damage> {
-        loop {
-            let (file, limit) = self.next_file()?;
-            if let Some(damage) = self.check(file, limit) {
-                return Some(damage);
-            }
-        }
-    }
-
-    /// The file to be read next, and how fast; 0 = without a limit.
-    fn next_file(&mut self) -> Option<(u32, u64)> {
+    fn next_task(&mut self) -> Option<Task> {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.suspicion.lock();
         loop {
@@ -129,65 +158,95 @@ impl Scrubber {
                 return None;
             }
             let now_us = shared.options.clock.boot_us();
-            if let Some(file) = state.files.pop_first() {
-                self.suspected_us.retain(|_, at_us| now_us.saturating_sub(*at_us) < AGAIN_US);
-                if self.suspected_us.insert(file, now_us).is_none() {
-                    return Some((file, 0));
+            let wait_us =
+                |file: &u32| self.looks.get(file).map_or(0, |look| look.next_us.saturating_sub(now_us));
+            let suspect = state.files.iter().map(|file| (wait_us(file), *file)).min();
+            if let Some((0, file)) = suspect {
+                state.files.remove(&file);
+                let pause_us = self.looks.get(&file).map_or(AGAIN_US, |look| look.pause_us.saturating_mul(2));
+                self.looks.insert(file, Look { next_us: now_us + pause_us.min(PASS_US), pause_us });
+                return Some(Task { file, bytes_per_s: 0, is_suspected: true });
+            }
+            let mut wait_us = suspect.map(|(wait_us, _)| wait_us);
+            if self.bytes_per_s > 0 {
+                if let Some(file) = self.pass.pop() {
+                    return Some(Task { file, bytes_per_s: self.bytes_per_s, is_suspected: false });
                 }
-                continue;
+                let left_us = self.next_pass_us.saturating_sub(now_us);
+                if left_us == 0 {
+                    self.begin_pass(now_us);
+                    continue;
+                }
+                wait_us = Some(wait_us.unwrap_or(left_us).min(left_us));
             }
-            if self.bytes_per_s == 0 {
-                state = unpoison(shared.suspicion.changed.wait(state));
-                continue;
-            }
-            if let Some(file) = self.pass.pop() {
-                return Some((file, self.bytes_per_s));
-            }
-            let left_us = self.next_pass_us.saturating_sub(now_us);
-            if left_us > 0 {
-                let left = Duration::from_micros(left_us);
-                state = unpoison(shared.suspicion.changed.wait_timeout(state, left)).0;
-                continue;
-            }
-            self.next_pass_us = now_us + PASS.as_micros() as u64;
-            let end = shared.durable().file();
-            self.pass = unpoison(shared.used.read()).range(..end).rev().copied().collect();
-            // Not always the same ones first: a process that is restarted often shall come to all of them.
-            let middle = now_us as usize % self.pass.len().max(1);
-            self.pass.rotate_left(middle);
+            let changed = &shared.suspicion.changed;
+            state = match wait_us {
+                Some(wait_us) => unpoison(changed.wait_timeout(state, Duration::from_micros(wait_us))).0,
+                None => unpoison(changed.wait(state)),
+            };
         }
     }
 
-    fn check(&self, id: u32, limit: u64) -> Option<Damage> {
+    fn begin_pass(&mut self, now_us: u64) {
         let shared = &self.shared;
-        if !shared.has_sealed(id) {
-            return None;
-        }
-        let checked = match kept(&shared.files, &**shared, id) {
-            Some(file) => self.check_known(&file, limit),
-            // Nobody knows yet what it should be: what it is, it is from now on.
-            None => match find_alone(&shared.files, &**shared, id) {
-                Ok(_) => Ok(()),
-                Err(problem) => Err(chain_of(&problem)),
-            },
-        };
+        self.next_pass_us = now_us + PASS_US;
+        let end = shared.durable().file();
+        let used = unpoison(shared.used.read());
+        self.pass = used.range(..end).rev().copied().collect();
+        self.looks.retain(|file, _| used.contains(file));
+        drop(used);
+        // Not always the same ones first: a process that is restarted often shall come to all of them.
+        let middle = now_us as usize % self.pass.len().max(1);
+        self.pass.rotate_left(middle);
+    }
+
+    fn check(&self, task: &Task) -> Option<Scrubbed> {
+        let shared = &self.shared;
+        let id = task.file;
+        // What fails once only is not damage: a cable, a controller.
+        let checked = self.read(id, task.bytes_per_s).or_else(|_| self.read(id, 0));
+        let place = checked.as_ref().err().and_then(|_| place(shared, id));
         let mut state = shared.suspicion.lock();
-        // Deleted meanwhile, or the journal is closed.
-        let problem = checked.err().filter(|_| shared.has_sealed(id) && !state.closed);
-        let Some(problem) = problem else {
+        if state.closed || !shared.has(id) {
+            // The journal is closed, or the file was deleted meanwhile.
             state.damaged.remove(&id);
             return None;
+        }
+        let Err(problem) = checked else {
+            let was_damaged = state.damaged.remove(&id).is_some();
+            if !was_damaged && !task.is_suspected {
+                return None;
+            }
+            state.mended += 1;
+            return Some(Scrubbed::Sound(id));
         };
         state.damaged.insert(id, problem.clone());
-        drop(state);
-        Some(Damage { file: id, problem, place: place(shared, id) })
+        if place.is_none() && !shared.has_sealed(id) {
+            // Once it is sealed, more is known.
+            state.files.insert(id);
+        }
+        Some(Scrubbed::Damage(Damage { file: id, problem, place }))
     }
 
-    fn check_known(&self, file: &SealedFile, limit: u64) -> Result<(), String> {
+    fn read(&self, id: u32, bytes_per_s: u64) -> Result<(), String> {
+        let shared = &self.shared;
+        let end = shared.durable();
+        let read = if id == end.file() {
+            check_newest(&**shared, end)
+        } else if let Some(file) = kept(&shared.files, &**shared, id) {
+            return self.check_known(&file, bytes_per_s);
+        } else {
+            // Nobody knows yet what it should be: what it is, it is from now on.
+            find_alone(&shared.files, &**shared, id).map(|_| ())
+        };
+        read.map_err(|problem| chain_of(&problem))
+    }
+
+    fn check_known(&self, file: &SealedFile, bytes_per_s: u64) -> Result<(), String> {
         let shared = &self.shared;
         let name = data_file_name(file.id);
         let opened = Catalog::open(&**shared, file.id).map_err(|problem| problem.to_string())?;
-        let paced = Paced { file: ReadOnce::over(opened), shared: Arc::clone(shared), bytes_per_s: limit };
+        let paced = Paced { file: ReadOnce::over(opened), shared: Arc::clone(shared), bytes_per_s };
         check_file(Arc::new(ReadOnly(paced)), &shared.files.describe(&name), file, |_| {})
             .map_err(|problem| chain_of(&problem))
     }
@@ -260,6 +319,7 @@ pub(crate) fn replace(shared: &Shared, id: u32, path: &str) -> io::Result<bool> 
     let mut state = shared.suspicion.lock();
     state.damaged.remove(&id);
     state.replaced += 1;
+    state.mended += 1;
     Ok(true)
 }
 

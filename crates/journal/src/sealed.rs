@@ -346,6 +346,23 @@ fn walk(catalog: &dyn Catalog, id: u32, before: Links) -> Result<Option<Sum>, Re
     }
 }
 
+/// Walks the file that is written to, up to there.
+pub(crate) fn check_newest(catalog: &dyn Catalog, end: Lsn) -> Result<(), ReadError> {
+    let id = end.file();
+    let file = catalog.open(id).map_err(failed(catalog, Location::new(id, 0).lsn()))?;
+    let mut scan = FileScan::new(file, id, 0, end.offset().into());
+    loop {
+        let at = scan.lsn();
+        let problem = match scan.step().map_err(failed(catalog, at))? {
+            Step::Batch(..) => continue,
+            Step::End(_) if at == end => return Ok(()),
+            Step::End(_) => Problem::NotABatch,
+            Step::Bad(problem) => problem,
+        };
+        return Err(ReadError::Damaged { file: catalog.describe(id), at: at.location(), problem });
+    }
+}
+
 fn sealed(files: &Arc<dyn Files>, catalog: &dyn Catalog, up_to: Lsn) -> Result<Vec<SealedFile>, ReadError> {
     let mut found = Vec::new();
     let mut links = Links::at_the_beginning();

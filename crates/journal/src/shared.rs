@@ -184,9 +184,14 @@ impl Shared {
         self.commit.fetch_max(commit.0, Ordering::Relaxed);
     }
 
+    /// Is there such a data file?
+    pub(crate) fn has(&self, id: u32) -> bool {
+        unpoison(self.used.read()).contains(&id)
+    }
+
     /// Is there such a data file, which is written to no more?
     pub(crate) fn has_sealed(&self, id: u32) -> bool {
-        id < self.durable().file() && unpoison(self.used.read()).contains(&id)
+        id < self.durable().file() && self.has(id)
     }
 
     /// A handle for reading.

@@ -604,6 +604,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                         let Core { broker, store, effects, .. } = core;
                         let result =
                             broker.delivery_unreadable(now, connection, consumer, tag, store, effects);
+                        store.journal().suspect(entry.location.file);
                         core.check(result);
                     });
                 }

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kahawai_broker::{LoadResult, Loaded, ScanResult, Verdict};
-use kahawai_journal::{Journal, Preparer, SealedBatch, WindowReader, Writer};
+use kahawai_journal::{Damage, Journal, Preparer, Scrubbed, SealedBatch, WindowReader, Writer};
 use kahawai_message::Message;
 use kahawai_message::storage::{DestinationKey, Entry, Storage};
 use kahawai_store::collect::{MOVES_PER_STEP, candidates};
@@ -355,8 +355,11 @@ pub fn errands(shared: &Arc<Shared>, receiver: mpsc::Receiver<Errand>) -> std::i
                     };
                     let now = shared.now();
                     shared.with(|core| {
+                        let unreadable =
+                            matches!(message, Loaded::Unreadable).then_some(request.entry.location.file);
                         let result = LoadResult { request, message };
                         let result = core.broker.loaded(now, result, &mut core.store, &mut core.effects);
+                        unreadable.into_iter().for_each(|file| core.store.journal().suspect(file));
                         core.check(result);
                     });
                 }
@@ -372,15 +375,33 @@ pub fn preparer(shared: &Arc<Shared>, mut preparer: Preparer) -> std::io::Result
 
 /// Looks for damage in older data files, of a node that nobody can give a sound copy.
 pub fn scrubber(shared: &Arc<Shared>, bytes_per_s: u64) -> std::io::Result<JoinHandle<()>> {
-    let mut scrubber = shared.with(|core| core.store.journal().scrubber(bytes_per_s));
-    spawn("scrub", shared, move |_| {
+    let scrubber = shared.with(|core| core.store.journal().scrubber(bytes_per_s));
+    spawn("scrub", shared, move |shared| {
         let mut known = std::collections::BTreeSet::new();
-        while let Some(damage) = scrubber.next_damage() {
-            if known.insert(damage.file) {
-                error!(file = damage.file, problem = damage.problem, "a data file is damaged");
+        for scrubbed in scrubber {
+            match scrubbed {
+                Scrubbed::Damage(Damage { file, problem, .. }) => {
+                    if known.insert(file) {
+                        error!(file, problem, "a data file is damaged");
+                    }
+                }
+                Scrubbed::Sound(file) => {
+                    known.remove(&file);
+                    info!(file, "a data file can be read again");
+                    retry_unreadable(shared);
+                }
             }
         }
     })
+}
+
+/// What could not be read is delivered again.
+pub fn retry_unreadable(shared: &Shared) {
+    let now = shared.now();
+    shared.with(|core| {
+        let retried = core.broker.retry_unreadable(now, &mut core.store, &mut core.effects);
+        core.check(retried);
+    });
 }
 
 /// Writes a checkpoint.

@@ -71,6 +71,7 @@ struct Faults {
     die_in: Option<u64>,
     fail_write_in: Option<u64>,
     fail_flush_in: Option<u64>,
+    fail_read_in: Option<u64>,
     bytes_max: Option<u64>,
     short_reads: Option<Random>,
     lies: bool,
@@ -230,6 +231,11 @@ impl MemoryFiles {
     /// The write after `count` further ones fails, half done.
     pub fn fail_write_after(&self, count: u64) {
         self.world().faults.fail_write_in = Some(count);
+    }
+
+    /// The read after `count` further ones fails.
+    pub fn fail_read_after(&self, count: u64) {
+        self.world().faults.fail_read_in = Some(count);
     }
 
     /// The flush (of a file or directory) after `count` further ones fails. As on Linux, what it should have flushed of a file
@@ -574,6 +580,9 @@ impl MemoryFile {
 impl File for MemoryFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let world = &mut *self.files.alive()?;
+        if strikes(&mut world.faults.fail_read_in) {
+            return Err(broken("read"));
+        }
         let image = &world.inodes[self.inode].cache;
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(image.len());
         let mut count = buf.len().min(image.len() - from);

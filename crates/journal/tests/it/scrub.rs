@@ -1,7 +1,12 @@
 //! Damage in older files is found, and a sound copy takes the place of one.
 
+use std::sync::Arc;
+
 use kahawai_env::OpenMode;
-use kahawai_journal::{Damage, KnownPositions, ReadError, SUMS_DIRECTORY, SealedFile};
+use kahawai_journal::{
+    Damage, JournalOptions, KnownPositions, ReadError, SUMS_DIRECTORY, Scrubbed, Scrubber, SealedFile,
+};
+use kahawai_testkit::ManualClock;
 use kahawai_types::Lsn;
 
 use crate::history::{directory, options, written};
@@ -13,6 +18,13 @@ fn sound(life: &Life, id: u32) -> (Vec<u8>, SealedFile) {
     let mut content = life.files.content(&format!("db-{id}.log")).unwrap();
     content.truncate(sealed.length as usize);
     (content, sealed)
+}
+
+fn damage(scrubber: &mut Scrubber) -> Damage {
+    match scrubber.next() {
+        Some(Scrubbed::Damage(damage)) => damage,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn repair(life: &Life, damage: &Damage, content: &[u8], sealed: &SealedFile) {
@@ -40,7 +52,7 @@ fn damage_is_found_and_a_sound_copy_takes_its_place() {
             life.files.flip(&format!("db-{}.log", sealed.id), content.len() / 2, 1);
         }
         directory(&life.files).remove(&format!("{SUMS_DIRECTORY}/db-4.sum")).unwrap();
-        let mut found = [scrubber.next_damage().unwrap(), scrubber.next_damage().unwrap()];
+        let mut found = [damage(&mut scrubber), damage(&mut scrubber)];
         found.sort_by_key(|damage| damage.file);
         assert_eq!(found.each_ref().map(|damage| damage.file), [2, 4], "seed {seed}");
         let (damaged, replaced) = life.journal.damaged();
@@ -56,7 +68,7 @@ fn damage_is_found_and_a_sound_copy_takes_its_place() {
         let later = Life::begin(&life.files.crash(seed), options(), KnownPositions::default()).unwrap();
         assert_eq!(walk(&later.journal).unwrap().len(), batches.len());
         life.journal.close();
-        assert_eq!(scrubber.next_damage(), None, "the journal is closed");
+        assert_eq!(scrubber.next(), None, "the journal is closed");
     }
 }
 
@@ -75,11 +87,63 @@ fn what_a_reader_meets_is_looked_at_at_once() {
         let read = window.read(record.appended.at, record.appended.size);
         assert!(matches!(read, Err(ReadError::Damaged { .. })), "{read:?}");
     }
-    let damage = scrubber.next_damage().unwrap();
+    let damage = damage(&mut scrubber);
     assert_eq!(damage.file, 2);
     repair(&life, &damage, &content, &sealed);
     let mut window = life.journal.reader().window();
     assert_eq!(window.read(record.appended.at, record.appended.size).unwrap(), record.payload);
+}
+
+#[test]
+fn a_read_that_fails_once_is_no_damage() {
+    let (life, memory) = written(3, 3);
+    let record = memory.records.iter().find(|record| record.appended.at.file == 2).unwrap().clone();
+    let life = Life::begin(&life.files.kill(), options(), KnownPositions::default()).unwrap();
+    let read = |life: &Life| life.journal.reader().window().read(record.appended.at, record.appended.size);
+    // It looks nowhere by itself.
+    let mut scrubber = life.journal.scrubber(0);
+    life.files.fail_read_after(0);
+    assert!(matches!(read(&life), Err(ReadError::Io { .. })));
+    // Fails for it, too, when it looks the first time.
+    life.files.fail_read_after(1);
+    assert_eq!(scrubber.next(), Some(Scrubbed::Sound(2)));
+    assert_eq!(life.journal.damaged(), (Vec::new(), 0));
+    assert_eq!(read(&life).unwrap(), record.payload);
+    // When it looks by itself, there is nothing to be said at all.
+    life.files.fail_read_after(1);
+    let mut scrubber = life.journal.scrubber(1 << 30);
+    life.files.flip("db-3.log", 100, 1);
+    assert_eq!(damage(&mut scrubber).file, 3);
+    life.journal.close();
+    assert_eq!(scrubber.next(), None);
+}
+
+#[test]
+fn who_could_not_read_is_told_once_it_can_be_read() {
+    let (life, memory) = written(3, 3);
+    let newest = life.journal.reader().durable_end().file();
+    for file in [2, newest] {
+        let record = memory.records.iter().find(|record| record.appended.at.file == file).unwrap();
+        let at = record.appended.at.offset as usize + 20;
+        let clock = Arc::new(ManualClock::default());
+        let options = JournalOptions { clock: clock.clone(), ..options() };
+        let life = Life::begin(&life.files.kill().fork(), options, KnownPositions::default()).unwrap();
+        let name = format!("db-{file}.log");
+        life.files.flip(&name, at, 4);
+        let mut window = life.journal.reader().window();
+        let mut read = || window.read(record.appended.at, record.appended.size);
+        let mut scrubber = life.journal.scrubber(0);
+        assert!(read().is_err());
+        assert_eq!(damage(&mut scrubber).file, file);
+        assert_eq!(life.journal.damaged().0.len(), 1);
+        // As when a page in memory was wrong, and not the disk.
+        life.files.flip(&name, at, 4);
+        life.journal.suspect(file);
+        clock.advance_ms(10_000);
+        assert_eq!(scrubber.next(), Some(Scrubbed::Sound(file)));
+        assert_eq!(read().unwrap(), record.payload, "what was refused before is read again");
+        assert_eq!(life.journal.damaged(), (Vec::new(), 0));
+    }
 }
 
 #[test]

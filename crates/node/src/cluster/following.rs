@@ -251,9 +251,9 @@ impl FollowingThreads {
         commit: Lsn,
         clock: Arc<dyn Clock>,
         may_retire: impl Fn() -> bool + Send + 'static,
-        scrub: (u64, mpsc::UnboundedSender<kahawai_journal::Damage>),
+        scrub: (u64, mpsc::UnboundedSender<kahawai_journal::Scrubbed>),
     ) -> std::io::Result<Self> {
-        let mut scrubber = follower.journal().scrubber(scrub.0);
+        let scrubber = follower.journal().scrubber(scrub.0);
         let following = Arc::new(Following {
             commit: AtomicU64::new(commit.0),
             applied: AtomicU64::new(follower.applied().0),
@@ -273,8 +273,8 @@ impl FollowingThreads {
         let prepare = spawn("prepare", &following, move |_| preparer.run())?;
         let upkeep = spawn("upkeep", &following, move |following| upkeep(following, &*clock, may_retire))?;
         let scrub = spawn("scrub", &following, move |_| {
-            while let Some(damage) = scrubber.next_damage() {
-                if scrub.1.send(damage).is_err() {
+            for scrubbed in scrubber {
+                if scrub.1.send(scrubbed).is_err() {
                     return;
                 }
             }

@@ -1,7 +1,7 @@
 //! Damaged data files: a sound copy comes from another node and takes their place, while everything goes on.
 //!
 //! ```text
-//! scrub thread --Damage--> mend --REPAIR_REQUEST--> the primary, then the others that are there
+//! scrub thread --Scrubbed--> mend --REPAIR_REQUEST--> the primary, then the others that are there
 //!                            <--FILE_CHUNK ...-- replication/repair/db-N.log, checked, flushed, renamed
 //! ```
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kahawai_env::{Files, PageBuffer};
-use kahawai_journal::{Damage, Journal, Place};
+use kahawai_journal::{Damage, Journal, Place, Scrubbed};
 use kahawai_kdbr::{Frame, RepairRequest, Role, TransferStatus};
 use kahawai_shipping::{begin_repair, discard_repairs, finish_repair};
 use kahawai_types::Location;
@@ -22,11 +22,11 @@ use tracing::{error, info, warn};
 use super::bulk::{SILENCE, write_chunk};
 use super::net::{Connected, dial};
 use super::{Present, Protection, Stage, credentials};
+use crate::core::unpoisoned;
+use crate::threads::retry_unreadable;
 
 /// Before another attempt at a file that nobody could give.
 const AGAIN: Duration = Duration::from_secs(30);
-/// How long after a repair messages that could not be read are tried again.
-const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(10)];
 /// What a repair needs.
 pub(super) struct Mending {
     pub(super) stage: Arc<Stage>,
@@ -37,7 +37,7 @@ pub(super) struct Mending {
 
 impl Mending {
     /// Repairs what is found, until nobody looks any more.
-    pub(super) async fn run(self, mut found: mpsc::UnboundedReceiver<Damage>) {
+    pub(super) async fn run(self, mut found: mpsc::UnboundedReceiver<Scrubbed>) {
         let files = Arc::clone(&self.files);
         if let Ok(Err(problem)) = spawn_blocking(move || discard_repairs(&files)).await {
             warn!(%problem, "what an earlier repair has left could not be removed");
@@ -51,7 +51,7 @@ impl Mending {
                     tokio::select! {
                         () = &mut repairing => break,
                         next = found.recv() => match next {
-                            Some(damage) => come.push(damage),
+                            Some(finding) => come.push(finding),
                             None => return,
                         },
                     }
@@ -60,17 +60,26 @@ impl Mending {
             if come.is_empty() {
                 tokio::select! {
                     next = found.recv() => match next {
-                        Some(damage) => come.push(damage),
+                        Some(finding) => come.push(finding),
                         None => return,
                     },
                     () = tokio::time::sleep(AGAIN), if !damaged.is_empty() => {}
                 }
             }
-            for damage in come.drain(..) {
-                if !damaged.contains_key(&damage.file) {
-                    error!(file = damage.file, problem = damage.problem, "a data file is damaged");
+            for finding in come.drain(..) {
+                match finding {
+                    Scrubbed::Damage(damage) => {
+                        if !damaged.contains_key(&damage.file) {
+                            error!(file = damage.file, problem = damage.problem, "a data file is damaged");
+                        }
+                        damaged.insert(damage.file, damage);
+                    }
+                    Scrubbed::Sound(file) => {
+                        damaged.remove(&file);
+                        info!(file, "a data file can be read again");
+                        self.retry();
+                    }
                 }
-                damaged.insert(damage.file, damage);
             }
         }
     }
@@ -173,25 +182,12 @@ impl Mending {
         finished.await.map_err(over)?
     }
 
-    /// What could not be read is to be had again. Who had read the old file a moment ago may set more aside.
+    /// What could not be read is delivered again. Who has read the old file a moment ago and sets more aside, suspects it again.
     fn retry(&self) {
-        let stage = Arc::clone(&self.stage);
-        tokio::spawn(async move {
-            for pause in RETRIES {
-                tokio::time::sleep(pause).await;
-                retry(&stage);
-            }
-        });
+        if let Present::Leading { reign, .. } = &*unpoisoned(&self.stage.present) {
+            retry_unreadable(&reign.shared);
+        }
     }
-}
-
-fn retry(stage: &Stage) {
-    let Present::Leading { reign, .. } = &*crate::core::unpoisoned(&stage.present) else { return };
-    let now = reign.shared.now();
-    reign.shared.with(|core| {
-        let retried = core.broker.retry_unreadable(now, &mut core.store, &mut core.effects);
-        core.check(retried);
-    });
 }
 
 fn over(problem: impl std::fmt::Display) -> String {

@@ -568,7 +568,7 @@ impl Run {
         let commit = opened.follower.committed();
         let reader = opened.follower.reader();
         let bulk = Arc::clone(&self.stage.bulk);
-        let (found, damages) = mpsc::unbounded_channel();
+        let (found, findings) = mpsc::unbounded_channel();
         let mending = Mending {
             stage: Arc::clone(&self.stage),
             files: Arc::clone(&self.files),
@@ -585,7 +585,7 @@ impl Run {
             (self.stage.node.scrub_bytes_per_s, found),
         )
         .map_err(NodeError::Thread)?;
-        tokio::spawn(mending.run(damages));
+        tokio::spawn(mending.run(findings));
         let sink = BulkSink::new(
             Arc::clone(&self.files),
             Arc::clone(&self.stage.clock),
