@@ -330,6 +330,11 @@ impl JournalReader {
         if fits { Ok(all) } else { epochs_in_files(&until, newest) }
     }
 
+    /// Does this data file begin with a batch of ActiveMQ's? Looks at its first bytes.
+    pub fn begins_foreign(&self, file: u32) -> Result<bool, ReadError> {
+        Ok(head(&*self.shared, file)? == Head::Foreign)
+    }
+
     fn has_file(&self, id: u32) -> bool {
         self.shared.first_from(id) == Some(id)
     }

@@ -472,7 +472,9 @@ pub fn check_file(
         return Err(wrong_length(bytes));
     }
     let mut scan = FileScan::new(file, id, 0, expected);
-    let mut links = Links::known(Some(start_chain), Epoch(0), None);
+    let links = Links::known(Some(start_chain), Epoch(0), None);
+    // What ActiveMQ wrote does not say what came before; that may be given up.
+    let mut links = if first_epoch == Epoch(0) { links.unsure() } else { links };
     loop {
         let (lsn, offset) = (scan.lsn(), scan.at);
         let damaged = |problem| VerifyError::Damaged { file: name.to_owned(), offset, problem };

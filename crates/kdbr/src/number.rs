@@ -58,10 +58,8 @@ numbered! {
     FileKind {
         /// `db-<id>.log`.
         Journal = 0,
-        /// The index that an imported ActiveMQ store came with; the id is 0.
-        ImportedIndex = 1,
-        /// Its redo log; the id is 0.
-        ImportedRedo = 2,
+        /// What was made of a store of ActiveMQ's, `imported/snapshot`; the id is 0.
+        Snapshot = 1,
     }
 
     /// Outcome of FILE_TRANSFER.

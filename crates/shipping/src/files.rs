@@ -6,19 +6,23 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 use kahawai_env::{File, Files, OpenMode, PAGE_BYTES, read_full_at};
 use kahawai_journal::{
-    Chain, EpochStart, INCOMING_DIRECTORY, Installed, JournalReader, ReadError, SealedFile, read_small_file,
+    Chain, EpochStart, INCOMING_DIRECTORY, Installed, JournalReader, SealedFile, read_small_file,
     record_epochs, replace_file,
 };
 use kahawai_kdbr::{
     Decoder, FRAME_HEAD_BYTES, FileKind, Frame, HEADER_BYTES_MAX, ManifestFile, SyncManifest,
 };
-use kahawai_replication::sync::{FileIdentity, Plan, Resume, plan};
-use kahawai_types::{Location, Lsn};
+use kahawai_replication::sync::{FileIdentity, FileKey, Plan, Resume, plan};
+use kahawai_store::import::IMPORTED;
+use kahawai_store::snapshot::{SNAPSHOT_FILE, Snapshot, is_whole};
+use kahawai_types::{Epoch, Location, Lsn};
 
 use crate::chain;
 
 /// What was fetched, for the next attempt.
 const RESUME_FILE: &str = "replication/incoming/resume";
+/// What was kept of an import, while it comes.
+pub(crate) const INCOMING_SNAPSHOT: &str = "replication/incoming/snapshot";
 /// What is being installed.
 const MANIFEST_FILE: &str = "replication/incoming/manifest";
 
@@ -32,6 +36,23 @@ pub fn described(file: &SealedFile) -> ManifestFile {
         start_chain: file.start_chain.0,
         end_chain: file.end_chain.0,
     }
+}
+
+/// What was kept of an import, as it is announced.
+fn described_snapshot(snapshot: &Snapshot) -> ManifestFile {
+    ManifestFile {
+        kind: FileKind::Snapshot,
+        id: 0,
+        length: snapshot.length,
+        first_epoch: Epoch(0),
+        start_chain: 0,
+        end_chain: snapshot.sum,
+    }
+}
+
+/// That of a manifest.
+pub(crate) fn announced_snapshot(manifest: &SyncManifest) -> Option<&ManifestFile> {
+    manifest.files.iter().find(|file| file.kind == FileKind::Snapshot)
 }
 
 /// The data files of a manifest, as the journal knows them.
@@ -48,14 +69,40 @@ pub fn sealed(manifest: &SyncManifest) -> Vec<SealedFile> {
         .collect()
 }
 
-/// The data files that a replica is given whole, and where its stream begins behind them. They may hold what is not committed:
-/// a primary that waits for its first replica cannot commit before. `None`: there is no file that is written to the end, or
-/// files behind it are deleted, and nobody can begin in the middle.
-pub fn offered(reader: &JournalReader) -> Result<Option<(Vec<SealedFile>, Lsn)>, ReadError> {
+/// What a replica is given whole, and where its stream begins behind that.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// Data files, and what was kept of an import if ActiveMQ's part of the journal is not gone. They may hold what is not committed: a
+    /// primary that waits for its first replica cannot commit before.
+    pub files: Vec<ManifestFile>,
+    /// The start of a data file.
+    pub stream_start: Lsn,
+}
+
+/// What a replica that lacks more than the stream has is given. `None`: there is no file of ours that is written to the end, or files
+/// behind it are deleted, and nobody can begin in the middle.
+pub fn offered(files: &Arc<dyn Files>, reader: &JournalReader) -> Result<Option<Offer>, String> {
     let end = reader.durable_end();
-    let files = reader.sealed_files(end)?;
-    let is_joined = reader.is_joined(&files, end)?;
-    Ok(is_joined.then(|| (files, Location::new(end.file(), 0).lsn())))
+    let sealed = reader.sealed_files(end).map_err(|problem| chain(&problem))?;
+    // The chain behind a file of ActiveMQ's follows from those before it, which not everybody has.
+    let is_ours = sealed.last().is_some_and(|file| file.first_epoch > Epoch(0));
+    if !is_ours || !reader.is_joined(&sealed, end).map_err(|problem| chain(&problem))? {
+        return Ok(None);
+    }
+    let snapshot = needed_snapshot(files, sealed.iter().map(|file| file.id))?;
+    let snapshot = snapshot.iter().map(described_snapshot);
+    let files = sealed.iter().map(described).chain(snapshot).collect();
+    Ok(Some(Offer { files, stream_start: Location::new(end.file(), 0).lsn() }))
+}
+
+/// What was kept of an import, if it says anything of these data files.
+pub(crate) fn needed_snapshot(
+    files: &Arc<dyn Files>,
+    ids: impl IntoIterator<Item = u32>,
+) -> Result<Option<Snapshot>, String> {
+    let found = Snapshot::find(files).map_err(|problem| problem.to_string())?;
+    let first = ids.into_iter().min();
+    Ok(found.filter(|found| first.is_some_and(|first| first <= found.applied.file())))
 }
 
 /// Memory for parts of files that are sent, used again and again.
@@ -85,16 +132,26 @@ impl ChunkMemory {
     }
 }
 
-/// A part of a data file, to be sent; shorter where the file ends.
+/// A part of a file, to be sent; shorter where the file ends.
 pub fn read_chunk(
+    files: &Arc<dyn Files>,
     reader: &JournalReader,
-    id: u32,
+    key: FileKey,
     offset: u64,
     length: usize,
     memory: &mut ChunkMemory,
 ) -> Result<Bytes, String> {
     let mut buffer = memory.take(length);
-    let read = reader.read_raw(id, offset, &mut buffer).map_err(|problem| chain(&problem))?;
+    let read = match key.kind {
+        FileKind::Journal => {
+            reader.read_raw(key.id, offset, &mut buffer).map_err(|problem| chain(&problem))?
+        }
+        FileKind::Snapshot => {
+            let text = |problem: io::Error| format!("{}: {problem}", files.describe(SNAPSHOT_FILE));
+            let file = files.open(SNAPSHOT_FILE, OpenMode::Read).map_err(text)?;
+            read_full_at(&*file, &mut buffer, offset).map_err(text)?
+        }
+    };
     buffer.truncate(read.min(length));
     Ok(buffer.freeze())
 }
@@ -143,7 +200,14 @@ pub fn prepare(
     let text = |problem: io::Error| format!("{}: {problem}", files.describe(INCOMING_DIRECTORY));
     files.create_directory(INCOMING_DIRECTORY).map_err(text)?;
     let held = reader.sealed_files(reader.durable_end()).map_err(|problem| chain(&problem))?;
-    let held: Vec<FileIdentity> = held.iter().map(|file| FileIdentity::from(&described(file))).collect();
+    let mut held: Vec<FileIdentity> = held.iter().map(|file| FileIdentity::from(&described(file))).collect();
+    // One that is not whole is none.
+    let snapshot = Snapshot::find(files).ok().flatten();
+    for snapshot in snapshot.iter() {
+        if is_whole(files, SNAPSHOT_FILE, snapshot.length, snapshot.sum).map_err(text)? {
+            held.push(FileIdentity::from(&described_snapshot(snapshot)));
+        }
+    }
     // Of other files, perhaps.
     kahawai_store::discard_staged(files).map_err(|problem| chain(&problem))?;
     let log = ResumeLog::open(files).map_err(text)?;
@@ -181,6 +245,28 @@ fn forget(files: &Arc<dyn Files>) -> io::Result<()> {
     files.sync_directory(INCOMING_DIRECTORY)
 }
 
+/// Puts the manifest's in the place of whatever was kept here of an import.
+fn install_snapshot(files: &Arc<dyn Files>, manifest: &SyncManifest) -> Result<(), String> {
+    let text = |problem: io::Error| format!("{}: {problem}", files.describe(SNAPSHOT_FILE));
+    let Some(announced) = announced_snapshot(manifest) else {
+        return kahawai_store::snapshot::discard(files).map_err(text);
+    };
+    if files.exists(INCOMING_SNAPSHOT).map_err(text)? {
+        let rename = || {
+            files.create_directory(IMPORTED)?;
+            files.rename(INCOMING_SNAPSHOT, SNAPSHOT_FILE)?;
+            files.sync_directory(IMPORTED)?;
+            files.sync_directory("")?;
+            files.sync_directory(INCOMING_DIRECTORY)
+        };
+        return rename().map_err(text);
+    }
+    match is_whole(files, SNAPSHOT_FILE, announced.length, announced.end_chain).map_err(text)? {
+        true => Ok(()),
+        false => Err(format!("{} is neither received nor there already", files.describe(SNAPSHOT_FILE))),
+    }
+}
+
 /// Puts the files of the kept manifest in place, on a closed store, and forgets it. With `epochs`, those of the primary, the list
 /// of epochs becomes that. Called again, it goes on where it was.
 pub fn install(
@@ -190,6 +276,7 @@ pub fn install(
     let text = |problem: io::Error| problem.to_string();
     let installed = match kept_manifest(files).map_err(text)? {
         Some(manifest) => {
+            install_snapshot(files, &manifest)?;
             let installed = kahawai_store::install(files, &sealed(&manifest));
             Some((manifest, installed.map_err(|problem| chain(&problem))?))
         }

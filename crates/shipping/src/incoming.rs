@@ -17,14 +17,15 @@ use kahawai_journal::{
     BatchView, END_MARK, INCOMING_DIRECTORY, Journal, JournalReader, SealedFile, VerifyError, check_file,
     data_file_name, finish_file, incoming_name, verify_file,
 };
-use kahawai_kdbr::{RepairRequest, SyncManifest, TransferStatus};
+use kahawai_kdbr::{FileKind, RepairRequest, SyncManifest, TransferStatus};
 use kahawai_replication::sync::{CHUNK_BYTES, ChunkMap, FileIdentity, FileKey, Plan};
 use kahawai_store::IndexBuilder;
+use kahawai_store::snapshot::{SNAPSHOT_FILE, is_whole};
 use kahawai_types::Location;
 use tracing::warn;
 
 use crate::chain;
-use crate::files::{ResumeLog, described, sealed};
+use crate::files::{INCOMING_SNAPSHOT, ResumeLog, announced_snapshot, described, sealed};
 
 /// So much is kept in memory for who checks; what comes further ahead of it is read from the disk.
 const HELD_BYTES_MAX: usize = 64 << 20;
@@ -32,35 +33,46 @@ const HELD_BYTES_MAX: usize = 64 << 20;
 /// No data file is longer.
 const FILE_BYTES_MAX: u64 = 1 << 31;
 
-/// A data file that is being received.
+/// A file that is being received.
 #[derive(Clone, Debug)]
 pub struct IncomingFile {
     file: Arc<dyn File>,
     length: u64,
+    /// Written behind it.
+    mark: &'static [u8],
 }
 
 impl IncomingFile {
     /// Opens it, or begins it; it will have `length` bytes.
     pub fn open(files: &Arc<dyn Files>, key: FileKey, length: u64) -> io::Result<Self> {
-        Self::open_in(files, INCOMING_DIRECTORY, key.id, length)
+        let (name, mark) = match key.kind {
+            FileKind::Journal => (incoming_name(key.id), &END_MARK[..]),
+            FileKind::Snapshot => (INCOMING_SNAPSHOT.to_owned(), &[][..]),
+        };
+        Self::open_as(files, INCOMING_DIRECTORY, &name, length, mark)
     }
 
-    fn open_in(files: &Arc<dyn Files>, directory: &str, id: u32, length: u64) -> io::Result<Self> {
-        let name = format!("{directory}/{}", data_file_name(id));
-        let is_new = !files.exists(&name)?;
-        let file = files.open(&name, OpenMode::Write)?;
+    fn open_as(
+        files: &Arc<dyn Files>,
+        directory: &str,
+        name: &str,
+        length: u64,
+        mark: &'static [u8],
+    ) -> io::Result<Self> {
+        let is_new = !files.exists(name)?;
+        let file = files.open(name, OpenMode::Write)?;
         if is_new {
-            file.allocate((length + END_MARK.len() as u64).next_multiple_of(PAGE_BYTES as u64))?;
+            file.allocate((length + mark.len() as u64).next_multiple_of(PAGE_BYTES as u64))?;
             // Before the log says that something is in it.
             files.sync_directory(directory)?;
         }
-        Ok(Self { file, length })
+        Ok(Self { file, length, mark })
     }
 
     /// Writes a chunk, past the cache where that can be done: nobody reads it soon. Behind the last one goes the end mark.
     pub fn write(&self, bytes: &[u8], offset: u64, memory: &mut PageBuffer) -> io::Result<()> {
         let end = offset + bytes.len() as u64;
-        let mark = if end == self.length { &END_MARK[..] } else { &[] };
+        let mark = if end == self.length { self.mark } else { &[] };
         let size = bytes.len() + mark.len();
         let pages = memory.front(size.next_multiple_of(PAGE_BYTES));
         let (content, rest) = pages.split_at_mut(bytes.len());
@@ -104,7 +116,8 @@ struct State {
 impl Arrivals {
     /// For what a plan lacks.
     pub fn new(plan: &Plan) -> Arc<Self> {
-        let flushed = plan.fetch.iter().map(|fetch| (fetch.file.id, fetch.done.clone())).collect();
+        let journals = plan.fetch.iter().filter(|fetch| fetch.file.kind == FileKind::Journal);
+        let flushed = journals.map(|fetch| (fetch.file.id, fetch.done.clone())).collect();
         let state = State { flushed, held: BTreeMap::new(), held_bytes: 0, next: (0, 0), has_ended: false };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
     }
@@ -116,6 +129,9 @@ impl Arrivals {
 
     /// A chunk has come; it is on its way to the disk.
     pub fn came(&self, key: FileKey, chunk: u32, bytes: &Bytes) {
+        if key.kind != FileKind::Journal {
+            return;
+        }
         let mut state = self.lock();
         if (key.id, chunk) < state.next || state.held_bytes + bytes.len() > HELD_BYTES_MAX {
             return;
@@ -130,6 +146,9 @@ impl Arrivals {
 
     /// These are on the disk.
     pub fn flushed(&self, key: FileKey, chunks: Range<u32>) {
+        if key.kind != FileKind::Journal {
+            return;
+        }
         if let Some(map) = self.lock().flushed.get_mut(&key.id) {
             map.add(chunks);
         }
@@ -231,6 +250,9 @@ pub fn check(
     builder: &mut IndexBuilder,
 ) -> Result<Checked, String> {
     let mut checked = Checked::default();
+    if announced_snapshot(manifest).is_some() {
+        builder.give_up("ActiveMQ wrote some of it".to_owned());
+    }
     let mut all = sealed(manifest);
     all.sort_unstable_by_key(|file| file.id);
     for file in all {
@@ -273,10 +295,18 @@ fn check_one(
 /// is fetched again next time.
 pub fn settle(
     files: &Arc<dyn Files>,
-    checked: Checked,
+    manifest: &SyncManifest,
+    mut checked: Checked,
     builder: IndexBuilder,
     log: &mut ResumeLog,
 ) -> Result<(), String> {
+    if let Some(announced) = announced_snapshot(manifest) {
+        let finished = finish_snapshot(files, announced.length, announced.end_chain);
+        if !finished.map_err(|problem| format!("{}: {problem}", files.describe(INCOMING_SNAPSHOT)))? {
+            let problem = "what was kept of ActiveMQ's index is not what was announced".to_owned();
+            checked.bad.push((FileIdentity::from(announced), problem));
+        }
+    }
     for (identity, _) in &checked.bad {
         let mut out = BytesMut::new();
         log.resume.forget(identity, &mut out);
@@ -293,6 +323,17 @@ pub fn settle(
     files.sync_directory(INCOMING_DIRECTORY).map_err(|problem| problem.to_string())
 }
 
+/// Everything of it is here, durably, if it had to come; `false` if it is not what was announced.
+fn finish_snapshot(files: &Arc<dyn Files>, length: u64, sum: u64) -> io::Result<bool> {
+    if !files.exists(INCOMING_SNAPSHOT)? {
+        return is_whole(files, SNAPSHOT_FILE, length, sum);
+    }
+    let file = files.open(INCOMING_SNAPSHOT, OpenMode::Write)?;
+    file.set_len(length)?;
+    file.sync_all()?;
+    is_whole(files, INCOMING_SNAPSHOT, length, sum)
+}
+
 /// Where a sound copy of a damaged file lies while it comes.
 const REPAIR_DIRECTORY: &str = "replication/repair";
 
@@ -304,7 +345,8 @@ pub fn begin_repair(files: &Arc<dyn Files>, file: &SealedFile) -> Result<Incomin
     let text = |problem: io::Error| format!("{}: {problem}", files.describe(REPAIR_DIRECTORY));
     files.create_directory(REPAIR_DIRECTORY).map_err(text)?;
     discard_repairs(files).map_err(text)?;
-    IncomingFile::open_in(files, REPAIR_DIRECTORY, file.id, file.length).map_err(text)
+    let name = format!("{REPAIR_DIRECTORY}/{}", data_file_name(file.id));
+    IncomingFile::open_as(files, REPAIR_DIRECTORY, &name, file.length, &END_MARK).map_err(text)
 }
 
 /// Puts a copy that was received and flushed in the place of the damaged file, if it is what it should be; `false` if that file is not
@@ -342,7 +384,7 @@ pub fn asked_for(reader: &JournalReader, request: &RepairRequest) -> Result<Seal
 #[cfg(test)]
 mod tests {
     use kahawai_env::{DiskFiles, read_full_at};
-    use kahawai_kdbr::{FileKind, ManifestFile, SyncId};
+    use kahawai_kdbr::{ManifestFile, SyncId};
     use kahawai_replication::sync::Fetch;
     use kahawai_testkit::{MemoryFiles, Random};
     use kahawai_types::Epoch;

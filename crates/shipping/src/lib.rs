@@ -15,7 +15,7 @@ mod logs;
 
 pub use batches::{FromFiles, Piece, split};
 pub use files::{
-    ChunkMemory, ResumeLog, described, install, keep_manifest, offered, prepare, read_chunk, sealed,
+    ChunkMemory, Offer, ResumeLog, described, install, keep_manifest, offered, prepare, read_chunk, sealed,
 };
 pub use incoming::{
     Arrivals, Checked, IncomingFile, asked_for, begin_repair, check, discard_repairs, finish_repair, settle,

@@ -1,9 +1,15 @@
 //! How our journal is compared with a peer's, at either end of a stream.
 
+use std::sync::Arc;
+
+use kahawai_env::Files;
 use kahawai_journal::{Chain, JournalReader};
 use kahawai_kdbr::{EpochStart, ErrorCode};
 use kahawai_replication::{ChainAt, EpochHistory, LocalLog, PrimaryLog};
+use kahawai_store::snapshot::SNAPSHOT_FILE;
 use kahawai_types::{Epoch, Location, Lsn};
+
+use crate::files::needed_snapshot;
 
 /// How far a primary's journal goes, flushed or not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,8 +59,9 @@ pub fn history_of_peer(epochs: &[EpochStart]) -> Vec<kahawai_journal::EpochStart
     starts.collect()
 }
 
-/// A primary's journal as a replica's is compared with it. `files`: its data files, ascending.
+/// A primary's journal as a replica's is compared with it. `files`: its data files, ascending; they lie in `directory`.
 pub fn primary_log(
+    directory: &Arc<dyn Files>,
     reader: &JournalReader,
     files: &[u32],
     sealed: Sealed,
@@ -62,22 +69,32 @@ pub fn primary_log(
     commit: Lsn,
 ) -> Result<PrimaryLog, (ErrorCode, String)> {
     let busy = |problem: String| (ErrorCode::Busy, problem);
-    let contiguous_from = contiguous(files, sealed.end.file());
+    let snapshot = needed_snapshot(directory, files.iter().copied()).map_err(busy)?;
+    let foreign = |file: u32| reader.begins_foreign(file).map_err(|problem| busy(crate::chain(&problem)));
+    let mut contiguous_from = contiguous(files, sealed.end.file());
+    match snapshot {
+        // What a stream begins with is ours, and says what came before.
+        Some(snapshot) => {
+            let behind = snapshot.applied.file().saturating_add(1);
+            contiguous_from = contiguous_from.max(behind).min(sealed.end.file());
+        }
+        None => {
+            for &file in files.iter().filter(|&&file| file < sealed.end.file()) {
+                if foreign(file)? {
+                    // Which number a message of ActiveMQ's has is in no journal. A replica that counts otherwise would
+                    // acknowledge other messages.
+                    let text = format!(
+                        "data file {file} was written by ActiveMQ, and {SNAPSHOT_FILE}, which is needed to copy it, is not there: \
+                         stop this node and run `kahawai store rebuild-index` on its directory"
+                    );
+                    return Err((ErrorCode::Diverged, text));
+                }
+            }
+        }
+    }
     let first = Location::new(contiguous_from, 0).lsn();
     let epochs = reader.epochs().map_err(|problem| busy(crate::chain(&problem)))?;
     let chain = reader.chain_at(first).map_err(|problem| busy(crate::chain(&problem)))?;
-    if let Some(foreign) =
-        epochs.iter().find(|start| start.epoch.0 == 0 && files.contains(&start.start.file()))
-    {
-        // Which number a message of ActiveMQ's has is in ActiveMQ's index, which is not copied. A replica that counts
-        // otherwise would acknowledge other messages.
-        let text = format!(
-            "data file {} was written by ActiveMQ: a journal is copied once it is Kahawai's own. Consume what is left in such \
-             files, or move it to another broker; `kahawai store why-retained` lists what keeps them",
-            foreign.start.file()
-        );
-        return Err((ErrorCode::Diverged, text));
-    }
     let chain_before = match (chain, sealed.marker) {
         (Some(chain), _) => chain.0,
         // Our marker begins the file, and is not flushed yet.
@@ -96,7 +113,7 @@ pub fn primary_log(
         end: sealed.end,
         chain_at_end: sealed.chain,
         commit,
-        has_imported_files: false,
+        has_imported_files: snapshot.is_some(),
     })
 }
 

@@ -320,7 +320,7 @@ fn location(reader: &mut Reader) -> Result<Location, WireError> {
     Ok(Lsn(reader.varint64()?).location())
 }
 
-fn encode_destination(d: &DestinationSnapshot, out: &mut BytesMut) {
+pub(crate) fn encode_destination(d: &DestinationSnapshot, out: &mut BytesMut) {
     out.extend_from_slice(&[d.name.kind as u8, u8::from(d.named)]);
     put_text(&d.name.name, out);
     put_varint64(d.next_sequence, out);
@@ -354,7 +354,10 @@ fn encode_destination(d: &DestinationSnapshot, out: &mut BytesMut) {
     }
 }
 
-fn decode_destination(key: DestinationKey, value: Bytes) -> Result<DestinationSnapshot, WireError> {
+pub(crate) fn decode_destination(
+    key: DestinationKey,
+    value: Bytes,
+) -> Result<DestinationSnapshot, WireError> {
     let mut reader = Reader::new(value);
     let kind = reader.u8()?;
     let kind = DestinationKind::from_number(kind.into()).ok_or(WireError::Unexpected {
@@ -409,7 +412,7 @@ fn decode_destination(key: DestinationKey, value: Bytes) -> Result<DestinationSn
     })
 }
 
-fn encode_files(files: &FileTable, out: &mut BytesMut) {
+pub(crate) fn encode_files(files: &FileTable, out: &mut BytesMut) {
     put_varint64(files.iter().count() as u64, out);
     for (file, use_) in files.iter() {
         put_varint64(file.into(), out);
@@ -423,7 +426,7 @@ fn encode_files(files: &FileTable, out: &mut BytesMut) {
     }
 }
 
-fn decode_files(value: Bytes) -> Result<FileTable, WireError> {
+pub(crate) fn decode_files(value: Bytes) -> Result<FileTable, WireError> {
     let mut files = FileTable::default();
     if value.is_empty() {
         return Ok(files);
@@ -472,7 +475,7 @@ fn decode_transaction(reader: &mut Reader) -> Result<TransactionId, WireError> {
     })
 }
 
-fn encode_prepared(prepared: &BTreeMap<TransactionId, Prepared>, out: &mut BytesMut) {
+pub(crate) fn encode_prepared(prepared: &BTreeMap<TransactionId, Prepared>, out: &mut BytesMut) {
     put_varint64(prepared.len() as u64, out);
     for (id, transaction) in prepared {
         encode_transaction(id, out);
@@ -507,7 +510,7 @@ fn encode_prepared(prepared: &BTreeMap<TransactionId, Prepared>, out: &mut Bytes
     }
 }
 
-fn decode_prepared(value: Bytes) -> Result<BTreeMap<TransactionId, Prepared>, WireError> {
+pub(crate) fn decode_prepared(value: Bytes) -> Result<BTreeMap<TransactionId, Prepared>, WireError> {
     let mut prepared = BTreeMap::new();
     if value.is_empty() {
         return Ok(prepared);

@@ -11,7 +11,7 @@ use kahawai_message::stored::decode_message;
 use kahawai_message::{Message, TransactionId};
 use kahawai_types::Location;
 
-use crate::open::{EVERYTHING, Loaded, OpenError, Rebuilt, check_kind, load_foreign};
+use crate::open::{Loaded, OpenError, Rebuilt, check_kind, load_foreign};
 use crate::state::{PreparedOp, State};
 
 /// A store as it was found.
@@ -54,7 +54,7 @@ pub fn inspect(files: &Arc<dyn Files>) -> Result<Inspection, OpenError> {
     let reader = journal.reader();
     let reason = "an inspection reads the journal itself".to_owned();
     let Loaded { state, how, replayer, .. } =
-        load_foreign(files, &reader, &recovery, None, false, reason, EVERYTHING)?;
+        load_foreign(files, &reader, &recovery, None, false, reason, None)?;
     Ok(Inspection {
         state,
         reader,

@@ -11,7 +11,7 @@
 //! 4. A foreign directory (ActiveMQ's) is never changed before everything in it has been understood.
 //!
 //! Reading order: [`chunk`], [`audit`] and [`state`] (the index), [`checkpoint`] and `checked` (the index on disk), [`replay`], [`import`] (ActiveMQ's
-//! own index), [`open`], [`append`] (the broker's [`kahawai_message::storage::Storage`]), [`collect`], [`inspect`]; for
+//! own index), [`snapshot`] (what was made of it), [`open`], [`append`] (the broker's [`kahawai_message::storage::Storage`]), [`collect`], [`inspect`]; for
 //! replicas `follow` (a store that applies what its primary sends), `closed` (exchanging parts of a journal), `identity`, `damage`,
 //! [`generation`].
 
@@ -33,6 +33,7 @@ pub mod inspect;
 pub mod open;
 mod ranges;
 pub mod replay;
+pub mod snapshot;
 pub mod state;
 
 pub use append::Store;

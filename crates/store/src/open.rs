@@ -10,14 +10,15 @@ use kahawai_journal::{
 };
 use kahawai_message::TransactionId;
 use kahawai_message::storage::StorageError;
-use kahawai_types::{Epoch, Lsn, NodeId};
+use kahawai_types::{Epoch, Location, Lsn, NodeId};
 use tracing::{info, warn};
 
 use crate::append::Store;
 use crate::checkpoint::{Header, IndexError, IndexStore};
 use crate::identity::{DEFAULT_NODE_ID, Identity, IdentityError};
 use crate::import::{IMPORTED, ImportError, Missing, import, set_aside};
-use crate::replay::{Ids, ReplayError, Replayer, collected_files};
+use crate::replay::{Collected, Ids, ReplayError, Replayer, collected_files};
+use crate::snapshot::{self, Snapshot, SnapshotError};
 use crate::state::{ChunkSource, State};
 
 /// Why a data directory cannot be opened. Nothing in it was changed, except that a torn tail may have been cut.
@@ -56,6 +57,17 @@ pub enum OpenError {
         /// Where the journal ends.
         end: Lsn,
     },
+    /// A member of a cluster cannot number ActiveMQ's messages itself.
+    #[error(
+        "{path}: the index has to be made again ({reason}), and what was kept of ActiveMQ's (imported/snapshot) cannot be used; \
+         another node would number these messages otherwise: empty the directory and let the node synchronize"
+    )]
+    Unnumbered {
+        /// Which directory.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// A data file with live messages is gone.
     #[error(
         "{file} is missing, and {messages} live messages with it; put it back from a backup, or let `kahawai store \
@@ -75,6 +87,9 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+    /// What was kept of an import.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A data file that is not needed any more could not be deleted.
     #[error(transparent)]
     Retire(#[from] RetireError),
@@ -127,6 +142,11 @@ pub enum Rebuilt {
     Imported {
         /// Live messages in ActiveMQ's index.
         messages: u64,
+    },
+    /// From what was kept of an earlier import, and the journal behind it.
+    Snapshot {
+        /// Why.
+        reason: String,
     },
     /// From the journal alone, and why.
     Journal {
@@ -224,14 +244,25 @@ pub(crate) fn load_foreign(
     source: Option<Arc<dyn ChunkSource>>,
     accept_loss: bool,
     reason: String,
-    until: Lsn,
+    until: Option<Lsn>,
 ) -> Result<Loaded, OpenError> {
     let mut reason = reason;
     let gone = collected_files(reader)?;
-    let until = until.max(gone.commit);
+    let is_member = until.is_some();
+    let until = until.unwrap_or(EVERYTHING).max(gone.commit);
     for (directory, missing) in
         [("", if accept_loss { Missing::Accept } else { Missing::Refuse }), (IMPORTED, Missing::Collected)]
     {
+        if directory == IMPORTED {
+            let found = load_snapshot(files, reader, recovery, source.clone(), &gone, &mut reason, until)?;
+            if let Some(loaded) = found {
+                return Ok(loaded);
+            }
+        }
+        if is_member {
+            // It has what its primary has given it.
+            continue;
+        }
         for mixed in [false, true] {
             let mut state = State::new(source.clone());
             state.audit.learn(gone.known.clone());
@@ -277,6 +308,9 @@ pub(crate) fn load_foreign(
         match run(&mut state, &mut replayer, reader, Lsn::ZERO, Lsn::ZERO, until) {
             Err(ReplayError::ForeignTail { .. }) if !mixed => {}
             Err(error) => return Err(error.into()),
+            Ok(_) if is_member && replayer.saw_foreign() => {
+                return Err(OpenError::Unnumbered { path: files.describe(""), reason });
+            }
             Ok(rest) => {
                 let how = if replayer.records == 0 { Rebuilt::Empty } else { Rebuilt::Journal { reason } };
                 return Ok(Loaded { state, replayer, rest, how, lost: Vec::new() });
@@ -290,10 +324,62 @@ pub(crate) fn load_foreign(
     })
 }
 
+/// Makes the index from what was kept of an import, if that is of this journal and ActiveMQ has not written since.
+fn load_snapshot(
+    files: &Arc<dyn Files>,
+    reader: &JournalReader,
+    recovery: &Recovery,
+    source: Option<Arc<dyn ChunkSource>>,
+    gone: &Collected,
+    reason: &mut String,
+    until: Lsn,
+) -> Result<Option<Loaded>, OpenError> {
+    let mut state = State::new(source);
+    state.audit.learn(gone.known.clone());
+    let there = recovery.files.iter().map(|file| file.id).filter(|id| !gone.files.contains(id)).collect();
+    let snapshot = match snapshot::load(files, &there, &mut state) {
+        Ok(Some(snapshot)) => snapshot,
+        Ok(None) => return Ok(None),
+        Err(error @ (SnapshotError::Io { .. } | SnapshotError::Chunk(_))) => return Err(error.into()),
+        Err(error) => {
+            warn!(%error, "what was kept of ActiveMQ's index is unusable");
+            *reason = error.to_string();
+            return Ok(None);
+        }
+    };
+    // Our first batch behind it began a file, and says what came before.
+    let next = snapshot.applied.file().saturating_add(1);
+    let has_next = recovery.files.iter().any(|file| file.id == next);
+    let chain = if has_next {
+        reader.chain_at(Location::new(next, 0).lsn()).map_err(ReplayError::from)?
+    } else {
+        None
+    };
+    let is_other = chain.zip(snapshot.chain).is_some_and(|(found, kept)| found.0 != kept);
+    if is_other || snapshot.applied > recovery.end {
+        "what was kept of ActiveMQ's index is of another journal".clone_into(reason);
+        return Ok(None);
+    }
+    let mut replayer =
+        Replayer::new(reader.clone(), None, false, snapshot.applied).skipping(gone.files.clone());
+    let from = first_batch(recovery, snapshot.applied.file());
+    match run(&mut state, &mut replayer, reader, from, snapshot.applied, until) {
+        Err(error @ ReplayError::ForeignTail { .. }) => {
+            *reason = error.to_string();
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+        Ok(rest) => {
+            let how = Rebuilt::Snapshot { reason: std::mem::take(reason) };
+            Ok(Some(Loaded { state, replayer, rest, how, lost: Vec::new() }))
+        }
+    }
+}
+
 /// The start of the first file at or behind `file` that has batches.
 fn first_batch(recovery: &Recovery, file: u32) -> Lsn {
     let id = recovery.files.iter().map(|f| f.id).find(|&id| id >= file);
-    id.map_or(recovery.end, |id| kahawai_types::Location::new(id, 0).lsn())
+    id.map_or(recovery.end, |id| Location::new(id, 0).lsn())
 }
 
 fn load_checkpoint(
@@ -366,7 +452,7 @@ pub(crate) fn check_kind(files: &Arc<dyn Files>) -> Result<(), OpenError> {
 }
 
 /// Behind every journal.
-pub(crate) const EVERYTHING: Lsn = Lsn(u64::MAX);
+const EVERYTHING: Lsn = Lsn(u64::MAX);
 
 /// What a follower knows of the journal that it opens.
 #[derive(Clone, Copy, Debug)]
@@ -473,7 +559,6 @@ impl Base {
                 IndexStore::discard(files)?;
                 index = Arc::new(IndexStore::open(files)?);
                 let source = Some(Arc::clone(&index) as Arc<dyn ChunkSource>);
-                let until = until.unwrap_or(EVERYTHING);
                 load_foreign(files, &reader, &recovery, source, options.accept_loss, why, until)?
             }
         };
@@ -518,9 +603,26 @@ pub fn open(
         store.retired(file);
     }
     if rebuilt {
-        store.checkpoint_now()?;
+        let is_foreign = matches!(how, Rebuilt::Imported { .. }) || replayer.saw_foreign();
+        let mut checkpoint = store.begin_checkpoint(false);
+        checkpoint.header.chain = recovery.chain.map(|chain| chain.0);
+        if is_foreign && !matches!(how, Rebuilt::Snapshot { .. }) {
+            snapshot::keep(files, &checkpoint).map_err(io)?;
+        }
+        let header = checkpoint.header;
+        store.index().write(checkpoint)?;
+        store.finish_checkpoint(header);
     }
     set_aside(files).map_err(io)?;
+    let first = existing.first().copied().unwrap_or(0);
+    let kept = Snapshot::find(files).unwrap_or_default();
+    if kept.is_some_and(|kept| kept.applied.file() < first) {
+        snapshot::discard(files).map_err(io)?;
+    }
+    if recovery.newest_is_foreign {
+        // What is copied to a replica as a stream begins with a batch of ours.
+        store.journal.appender().begin_file();
+    }
     store.journal.begin_epoch(NewEpoch {
         cluster_id: identity.cluster_id,
         epoch,

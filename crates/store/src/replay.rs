@@ -172,6 +172,7 @@ pub struct Replayer {
     /// Records below have had their effect, except that transactions may be open.
     applied: Lsn,
     seen_ours: bool,
+    saw_foreign: bool,
     open: BTreeMap<TransactionId, Vec<Step>>,
     out: Vec<Applied>,
     /// Data files that a later record says are deleted; they are on their way out and count no more.
@@ -211,6 +212,11 @@ impl Replayer {
         !ours && self.seen_ours && !self.mixed
     }
 
+    /// Was there a batch of ActiveMQ's?
+    pub(crate) fn saw_foreign(&self) -> bool {
+        self.saw_foreign
+    }
+
     /// Replays one batch.
     pub fn batch(&mut self, state: &mut State, batch: &BatchView) -> Result<(), ReplayError> {
         if self.begin(state, batch)? {
@@ -232,6 +238,7 @@ impl Replayer {
             return Err(ReplayError::ForeignTail { at: batch.lsn });
         }
         self.seen_ours |= ours;
+        self.saw_foreign |= !ours;
         state.files.touch(batch.lsn.file());
         Ok(true)
     }

@@ -690,18 +690,46 @@ impl State {
             self.files.subscription_left(file, by);
         }
         self.mark(key);
-        let mut orphans = Vec::new();
-        let others: Vec<Subscription> =
-            self.get(key).map(|d| d.subscriptions.values().cloned().collect()).unwrap_or_default();
-        self.each(key, |sequence, _| {
-            if !others.iter().any(|sub| sub.has_pending(sequence)) {
-                orphans.push(sequence);
-            }
-        })?;
         out.push(Applied::Unsubscribed { destination: key, subscription });
-        for sequence in orphans {
+        for (sequence, _) in self.unwanted(key)? {
             if self.take(key, sequence, by)? {
                 out.push(Applied::Removed { destination: key, sequence });
+            }
+        }
+        Ok(())
+    }
+
+    /// Messages of a topic that no subscription has pending, each with its file.
+    fn unwanted(&mut self, key: DestinationKey) -> Outcome<Vec<(u64, u32)>> {
+        let subscriptions: Vec<Subscription> =
+            self.get(key).map(|d| d.subscriptions.values().cloned().collect()).unwrap_or_default();
+        let mut unwanted = Vec::new();
+        self.each(key, |sequence, slot| {
+            if !subscriptions.iter().any(|sub| sub.has_pending(sequence)) {
+                unwanted.push((sequence, slot.location().file));
+            }
+        })?;
+        Ok(unwanted)
+    }
+
+    /// A subscription of this topic was left out: so are the messages that it alone had pending.
+    pub(crate) fn forget_unwanted(&mut self, key: DestinationKey) -> Outcome<()> {
+        for (sequence, file) in self.unwanted(key)? {
+            self.take(key, sequence, file)?;
+        }
+        Ok(())
+    }
+
+    /// Counts again what the subscriptions of all topics have pending.
+    pub(crate) fn count_pending(&mut self) -> Outcome<()> {
+        let topics: Vec<DestinationKey> =
+            self.destinations().filter(|(_, d)| !d.subscriptions.is_empty()).map(|(key, _)| key).collect();
+        for key in topics {
+            let mut sequences = Vec::new();
+            self.each(key, |sequence, _| sequences.push(sequence))?;
+            for sub in self.get_mut(key).into_iter().flat_map(|d| d.subscriptions.values_mut()) {
+                let pending = sequences.iter().filter(|&&sequence| sub.has_pending(sequence));
+                sub.pending = pending.count() as u64;
             }
         }
         Ok(())

@@ -345,7 +345,7 @@ fn lists_of_the_largest_size_fit_a_header() {
         clients: vec!["c".repeat(1024); ADDRESSES_MAX],
     };
     let file = ManifestFile {
-        kind: FileKind::ImportedRedo,
+        kind: FileKind::Snapshot,
         id: u32::MAX,
         length: u64::MAX,
         first_epoch: Epoch(u64::MAX),

@@ -42,7 +42,7 @@ fn history() -> impl Strategy<Value = Vec<EpochStart>> {
 }
 
 fn kind() -> impl Strategy<Value = FileKind> {
-    select(vec![FileKind::Journal, FileKind::ImportedIndex, FileKind::ImportedRedo])
+    select(vec![FileKind::Journal, FileKind::Snapshot])
 }
 
 fn manifest_file() -> impl Strategy<Value = ManifestFile> {

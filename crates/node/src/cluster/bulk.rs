@@ -17,15 +17,14 @@ use kahawai_env::{Clock, Entropy, Files, OsEntropy, PageBuffer};
 use kahawai_journal::JournalReader;
 use kahawai_kdbr::{
     CHUNK_BYTES_MAX, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse, Frame,
-    MANIFEST_FILES_MAX, ManifestFile, RepairRequest, RepairResponse, Role, SyncId, SyncManifest,
-    TransferStatus,
+    MANIFEST_FILES_MAX, RepairRequest, RepairResponse, Role, SyncId, SyncManifest, TransferStatus,
 };
 use kahawai_replication::sync::{
-    CHUNK_BYTES, Leases, Progress, Range, TokenBucket, Transfers, TransfersOptions,
+    CHUNK_BYTES, FileKey, Leases, Progress, Range, TokenBucket, Transfers, TransfersOptions,
 };
 use kahawai_shipping::{
-    Arrivals, ChunkMemory, IncomingFile, ResumeLog, asked_for, check, described, offered, prepare,
-    read_chunk, settle,
+    Arrivals, ChunkMemory, IncomingFile, Offer, ResumeLog, asked_for, check, offered, prepare, read_chunk,
+    settle,
 };
 use kahawai_store::IndexBuilder;
 use kahawai_types::{Epoch, Millis, ReplicaId};
@@ -125,17 +124,19 @@ struct SourceState {
 
 /// The primary's side.
 pub(crate) struct BulkSource {
+    /// The data directory.
+    pub(super) files: Arc<dyn Files>,
     options: BulkOptions,
     clock: Arc<dyn Clock>,
     state: Mutex<SourceState>,
 }
 
 impl BulkSource {
-    pub(crate) fn new(options: BulkOptions, clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub(crate) fn new(files: Arc<dyn Files>, options: BulkOptions, clock: Arc<dyn Clock>) -> Arc<Self> {
         let bucket = TokenBucket::new(options.bytes_per_s, BURST_BYTES, boot_ms(&*clock));
         let state =
             SourceState { leases: Leases::new(), copies: BTreeMap::new(), sessions: BTreeMap::new(), bucket };
-        Arc::new(Self { options, clock, state: Mutex::new(state) })
+        Arc::new(Self { files, options, clock, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, SourceState> {
@@ -175,10 +176,10 @@ impl BulkSource {
         // Everything, until it is known which files there are.
         self.grant(sync_id, replica, BTreeSet::new(), 0)?;
         let commit = reign.commit();
-        let reader = reign.reader();
-        let reading = spawn_blocking(move || offered(&reader));
-        let offer = reading.await.map_err(|e| e.to_string())?.map_err(|e| crate::chain(&e))?;
-        let Some((sealed, stream_start)) = offer else {
+        let (directory, reader) = (Arc::clone(&self.files), reign.reader());
+        let reading = spawn_blocking(move || offered(&directory, &reader));
+        let offer = reading.await.map_err(|e| e.to_string())??;
+        let Some(Offer { files, stream_start }) = offer else {
             let begun = reign.shared.with(|core| {
                 let begun = core.store.begin_file();
                 core.check(begun)
@@ -188,12 +189,11 @@ impl BulkSource {
                 None => "storage failed".to_owned(),
             });
         };
-        let files: Vec<ManifestFile> = sealed.iter().map(described).collect();
         if files.len() > MANIFEST_FILES_MAX {
             let text = format!("{} data files, {MANIFEST_FILES_MAX} at most can be announced", files.len());
             return Err(format!("{text}; let the journal have larger ones (--journal-file-bytes)"));
         }
-        self.grant(sync_id, replica, sealed.iter().map(|file| file.id).collect(), stream_start.file())?;
+        self.grant(sync_id, replica, files.iter().map(|file| file.id).collect(), stream_start.file())?;
         let total_bytes = files.iter().map(|file| file.length).sum();
         info!(%replica, files = files.len(), bytes = total_bytes, "replica synchronises");
         let mut state = self.lock();
@@ -283,10 +283,9 @@ impl BulkSource {
                 }
             };
             let is_known = self.lock().leases.covers(request.sync_id, request.id);
-            let status = match request.kind {
-                _ if request.epoch != reign.epoch || !is_known => TransferStatus::LeaseExpired,
-                FileKind::Journal => TransferStatus::Ok,
-                FileKind::ImportedIndex | FileKind::ImportedRedo => TransferStatus::UnknownFile,
+            let status = match request.epoch == reign.epoch && is_known {
+                true => TransferStatus::Ok,
+                false => TransferStatus::LeaseExpired,
             };
             let answer = FileTransferResponse {
                 epoch: reign.epoch,
@@ -300,7 +299,7 @@ impl BulkSource {
                 let wanted = Wanted {
                     epoch: reign.epoch,
                     request_id: request.request_id,
-                    id: request.id,
+                    key: FileKey { kind: request.kind, id: request.id },
                     offset: request.offset,
                     length: request.length,
                 };
@@ -357,7 +356,8 @@ impl BulkSource {
         }
         writer.send(&Frame::RepairResponse(response)).await?;
         if let Ok(file) = found {
-            let wanted = Wanted { epoch, request_id, id: file.id, offset: 0, length: file.length };
+            let key = FileKey { kind: FileKind::Journal, id: file.id };
+            let wanted = Wanted { epoch, request_id, key, offset: 0, length: file.length };
             self.range(wanted, &reader, writer, memory).await?;
         }
         Ok(writer.flush().await?)
@@ -370,7 +370,7 @@ impl BulkSource {
         writer: &mut FrameWriter,
         memory: &mut ChunkMemory,
     ) -> Result<(), NetError> {
-        let Wanted { epoch, request_id, id, offset, length } = wanted;
+        let Wanted { epoch, request_id, key, offset, length } = wanted;
         let end = offset.saturating_add(length);
         let mut at = offset;
         while at < end {
@@ -382,9 +382,11 @@ impl BulkSource {
                     Err(ms) => tokio::time::sleep(Duration::from_millis(ms.unsigned_abs().max(1))).await,
                 }
             }
-            let (reader, mut taken) = (reader.clone(), std::mem::take(memory));
-            let read =
-                spawn_blocking(move || (read_chunk(&reader, id, at, length as usize, &mut taken), taken));
+            let (files, reader) = (Arc::clone(&self.files), reader.clone());
+            let mut taken = std::mem::take(memory);
+            let read = spawn_blocking(move || {
+                (read_chunk(&files, &reader, key, at, length as usize, &mut taken), taken)
+            });
             let (read, back) = read.await.map_err(io::Error::other)?;
             *memory = back;
             let bytes = read.map_err(io::Error::other)?;
@@ -407,7 +409,7 @@ impl BulkSource {
 struct Wanted {
     epoch: Epoch,
     request_id: u64,
-    id: u32,
+    key: FileKey,
     offset: u64,
     length: u64,
 }
@@ -541,10 +543,10 @@ impl BulkSink {
         self.note(&fetching);
         fetching.arrivals.end();
         let (checked, builder) = checking.await.map_err(|e| e.to_string())??;
-        let settling = Arc::clone(&self);
+        let (settling, announced) = (Arc::clone(&self), manifest.clone());
         let settled = spawn_blocking(move || {
             let _alone = unpoisoned(&settling.receiving);
-            settle(&settling.files, checked, builder, &mut unpoisoned(&fetching.log))
+            settle(&settling.files, &announced, checked, builder, &mut unpoisoned(&fetching.log))
         });
         settled.await.map_err(|e| e.to_string())??;
         let progress = self.progress();

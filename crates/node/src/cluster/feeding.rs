@@ -158,7 +158,8 @@ async fn log(feeding: &Feeding) -> Result<PrimaryLog, (ErrorCode, String)> {
     let files: Vec<u32> =
         reign.shared.with(|core| core.store.journal().files()).into_iter().map(|file| file.id).collect();
     let (epoch, commit) = (reign.epoch, reign.commit());
-    let read = spawn_blocking(move || primary_log(&reader, &files, sealed, epoch, commit));
+    let directory = Arc::clone(&feeding.bulk.files);
+    let read = spawn_blocking(move || primary_log(&directory, &reader, &files, sealed, epoch, commit));
     read.await.map_err(|e| busy(e.to_string()))?
 }
 

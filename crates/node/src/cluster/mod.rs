@@ -298,6 +298,7 @@ impl ClusterNode {
         let (election, decisions) = electing::start(provider, elector, save, Arc::clone(&clock));
         drop(inside);
         let bulk = BulkSource::new(
+            Arc::clone(&directory.files),
             BulkOptions { sessions: options.transfer_sessions, bytes_per_s: options.sync_bytes_per_s },
             Arc::clone(&clock),
         );

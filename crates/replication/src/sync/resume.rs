@@ -108,9 +108,7 @@ impl Resume {
         let (a, rest) = rest.split_first_chunk()?;
         let (b, _) = rest.split_first_chunk()?;
         let (id, a, b) = (u32::from_be_bytes(*id), u64::from_be_bytes(*a), u64::from_be_bytes(*b));
-        let kind = [FileKind::Journal, FileKind::ImportedIndex, FileKind::ImportedRedo]
-            .into_iter()
-            .find(|known| *known as u8 == kind)?;
+        let kind = [FileKind::Journal, FileKind::Snapshot].into_iter().find(|known| *known as u8 == kind)?;
         let key = FileKey { kind, id };
         match what {
             FILE if a <= FILE_BYTES_MAX => {

@@ -54,7 +54,7 @@ fn a_manifest_that_cannot_be_is_refused() {
     assert_eq!(planned(vec![file(1, 1), file(1, 2)]), PlanError::Twice { key: key(1) });
     assert_eq!(planned(vec![file(100, 1)]), PlanError::NotSealed { id: 100 });
     assert_eq!(planned(vec![file(0, 1)]), PlanError::NotSealed { id: 0 });
-    let index = ManifestFile { kind: FileKind::ImportedIndex, ..file(0, u64::MAX) };
+    let index = ManifestFile { kind: FileKind::Snapshot, ..file(0, u64::MAX) };
     assert!(matches!(planned(vec![index]), PlanError::TooLong { .. }));
 }
 

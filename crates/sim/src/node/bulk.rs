@@ -6,14 +6,13 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use kahawai_env::PageBuffer;
 use kahawai_kdbr::{
-    CHUNK_BYTES_MAX, ErrorCode, ErrorFrame, FileChunk, FileKind, FileTransfer, FileTransferResponse, Frame,
-    ManifestFile, Role as Purpose, SyncId, SyncManifest, TransferStatus,
+    CHUNK_BYTES_MAX, ErrorCode, ErrorFrame, FileChunk, FileTransfer, FileTransferResponse, Frame,
+    Role as Purpose, SyncId, SyncManifest, TransferStatus,
 };
-use kahawai_replication::sync::{CHUNK_BYTES, Leases, Range, Transfers, TransfersOptions};
+use kahawai_replication::sync::{CHUNK_BYTES, FileKey, Leases, Range, Transfers, TransfersOptions};
 use kahawai_replication::{SinkEvent, SourceEvent};
 use kahawai_shipping::{
-    Arrivals, ChunkMemory, IncomingFile, ResumeLog, chain, check, described, offered, prepare, read_chunk,
-    settle,
+    Arrivals, ChunkMemory, IncomingFile, Offer, ResumeLog, check, offered, prepare, read_chunk, settle,
 };
 use kahawai_store::IndexBuilder;
 use kahawai_types::{Epoch, Millis, ReplicaId};
@@ -104,15 +103,14 @@ impl Process {
         grant(&mut self.leases, BTreeSet::new(), 0)?;
         let leading = self.leading().ok_or("no longer the primary")?;
         let (commit, epoch) = (leading.committed, leading.epoch);
-        let offer = offered(&leading.store.reader()).map_err(|error| chain(&error))?;
-        let Some((found, stream_start)) = offer else {
+        let reader = leading.store.reader();
+        let Some(Offer { files, stream_start }) = offered(&self.files, &reader)? else {
             let leading = self.leading().ok_or("no longer the primary")?;
             leading.store.begin_file().map_err(|error| error.to_string())?;
             self.journal_later(ctx);
             return Err("another data file is begun, so that there is one to copy".to_owned());
         };
-        let files: Vec<ManifestFile> = found.iter().map(described).collect();
-        grant(&mut self.leases, found.iter().map(|file| file.id).collect(), stream_start.file())?;
+        grant(&mut self.leases, files.iter().map(|file| file.id).collect(), stream_start.file())?;
         Ok(SyncManifest {
             epoch,
             sync_id,
@@ -134,10 +132,9 @@ impl Process {
         let is_known = self.leases.covers(request.sync_id, request.id);
         let Role::Leading(leading) = &self.role else { return self.drop_conn(ctx, conn) };
         let epoch = leading.epoch;
-        let status = match request.kind {
-            _ if request.epoch != epoch || !is_known => TransferStatus::LeaseExpired,
-            FileKind::Journal => TransferStatus::Ok,
-            FileKind::ImportedIndex | FileKind::ImportedRedo => TransferStatus::UnknownFile,
+        let status = match request.epoch == epoch && is_known {
+            true => TransferStatus::Ok,
+            false => TransferStatus::LeaseExpired,
         };
         let answer = FileTransferResponse {
             epoch,
@@ -151,12 +148,13 @@ impl Process {
         if status != TransferStatus::Ok {
             return;
         }
+        let key = FileKey { kind: request.kind, id: request.id };
         let end = request.offset.saturating_add(request.length);
         let mut at = request.offset;
         let mut memory = ChunkMemory::default();
         while at < end {
             let length = (end - at).min(CHUNK_BYTES_MAX as u64);
-            let bytes = match read_chunk(&reader, request.id, at, length as usize, &mut memory) {
+            let bytes = match read_chunk(&self.files, &reader, key, at, length as usize, &mut memory) {
                 Ok(bytes) if bytes.len() as u64 == length => bytes,
                 _ => {
                     ctx.say(self.index, || format!("data file {} cannot be read", request.id));
@@ -398,7 +396,8 @@ impl Process {
         let mut builder = IndexBuilder::new(fetch.manifest.commit);
         fetch.arrivals.end();
         let checked = check(&files, &fetch.manifest, &fetch.arrivals, &mut builder);
-        let settled = checked.and_then(|checked| settle(&files, checked, builder, &mut fetch.log));
+        let settled =
+            checked.and_then(|checked| settle(&files, &fetch.manifest, checked, builder, &mut fetch.log));
         if let Err(problem) = settled {
             return self.fetch_over(ctx, problem);
         }

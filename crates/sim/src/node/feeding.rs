@@ -1,5 +1,7 @@
 //! The primary's end of a stream: what `node/src/cluster/feeding.rs` does in two tasks.
 
+use std::sync::Arc;
+
 use kahawai_election::{Event as Told, Member, Request};
 use kahawai_kdbr::{ErrorCode, ErrorFrame, Frame, NodeState, Peer};
 use kahawai_replication::{
@@ -91,10 +93,11 @@ impl Process {
     /// Our journal as a replica's is compared with it.
     fn primary_log(&mut self, conn: ConnId) -> Result<PrimaryLog, (ErrorCode, String)> {
         let busy = |problem: String| (ErrorCode::Busy, problem);
+        let directory = Arc::clone(&self.files);
         let leading = self.leading().ok_or_else(|| busy("no longer the primary".into()))?;
         let begun = leading.sources.get_mut(&conn).and_then(|source| source.begun.clone());
         let (sealed, files) = begun.ok_or_else(|| busy("not begun".into()))?;
-        primary_log(&leading.store.reader(), &files, sealed, leading.epoch, leading.committed)
+        primary_log(&directory, &leading.store.reader(), &files, sealed, leading.epoch, leading.committed)
     }
 
     pub(super) fn source_log(&mut self, ctx: &mut Ctx, conn: ConnId) {

@@ -573,14 +573,7 @@ fn a_file_that_the_index_needs_is_not_given_up() {
 
 #[test]
 fn a_journal_that_activemq_wrote_last_is_not_followed() {
-    let fixture = kahawai_testkit::fixtures::unpack("queue-backlog");
-    let files = MemoryFiles::new();
-    for entry in std::fs::read_dir(fixture.path().join("kahadb")).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_file() {
-            files.put(entry.file_name().to_str().unwrap(), &std::fs::read(entry.path()).unwrap());
-        }
-    }
+    let files = crate::imported::directory_of("queue-backlog");
     assert!(matches!(Replica::open(&files, Lsn::ZERO).err(), Some(OpenError::ForeignTail { .. })));
     // A single node makes it the truth.
     let opened = crate::world::open(&files).unwrap();
@@ -592,49 +585,6 @@ fn a_journal_that_activemq_wrote_last_is_not_followed() {
     let replica = Replica::open(&files.kill(), end).unwrap();
     assert_eq!(replica.follower.applied(), end);
     assert_eq!(replica.follower.digest().unwrap(), digest);
-}
-
-/// A replica of a node that went on with a journal of ActiveMQ's, restarted between any two files of it. (Files of ActiveMQ's
-/// are given as wholes: no life goes on in the middle of one.)
-#[test]
-fn what_activemq_wrote_first_is_followed_like_anything_else() {
-    for name in ["queue-backlog", "durable-topics", "transactions-crash", "rolled-gc"] {
-        let fixture = kahawai_testkit::fixtures::unpack(name);
-        let files = MemoryFiles::new();
-        for entry in std::fs::read_dir(fixture.path().join("kahadb")).unwrap() {
-            let (entry, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
-            // Without its index: what replicas are sent is the journal.
-            if name.to_str().unwrap().ends_with(".log") {
-                files.put(name.to_str().unwrap(), &std::fs::read(entry).unwrap());
-            }
-        }
-        let opened = crate::world::open(&files).unwrap();
-        let (mut writer, mut store) = (opened.writer, opened.store);
-        let batch = writer.try_next(Lsn::ZERO).unwrap().unwrap();
-        let end = writer.write(batch).unwrap();
-        store.apply(end, 10, &mut Vec::new()).unwrap();
-        let all = batches(&store.reader(), Lsn::ZERO);
-        for restart in (0..all.len()).filter(|&n| all[n].0.offset() == 0) {
-            let files = MemoryFiles::new();
-            let mut identity =
-                Identity::open_as(&directory(&files), &OsEntropy, &replica_options().node_id).unwrap();
-            identity.adopt_cluster(&directory(&files), kahawai_types::ClusterId(1)).unwrap();
-            let mut replica = Replica::open(&files, Lsn::ZERO).unwrap();
-            assert!(replica.copy(&all, restart));
-            let half = replica.durable();
-            while replica.follower.apply(Lsn(half.0 - half.0 % 3), 4).unwrap() {}
-            assert!(replica.checkpoint());
-            let mut replica = Replica::open(&replica.files.kill(), Lsn::ZERO).unwrap();
-            assert!(replica.copy(&all, usize::MAX));
-            let mut replica = Replica::open(&replica.files.kill(), Lsn::ZERO).unwrap();
-            while replica.follower.apply(end, 4).unwrap() {}
-            let (reader, ours) = (replica.follower.reader(), replica.follower.state_mut());
-            let (other, theirs) = (store.reader(), store.state_mut());
-            let difference = content(ours, &reader).difference(&content(theirs, &other));
-            assert!(difference.is_empty(), "{name}, restarted at {restart}: {difference:#?}");
-            assert_eq!(replica.follower.digest().unwrap(), store.digest().unwrap(), "{name}, {restart}");
-        }
-    }
 }
 
 fn message(number: i64, transaction: Option<&TransactionId>) -> Message {

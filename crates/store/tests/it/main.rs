@@ -6,4 +6,5 @@ mod crash;
 mod fixtures;
 mod follow;
 mod identity;
+mod imported;
 mod world;

@@ -129,6 +129,11 @@ pub struct World {
     /// What replicas are sent: every batch that was written.
     pub sent: Vec<(Lsn, Bytes)>,
     next_id: i64,
+    /// What is worked with.
+    queues: Vec<&'static str>,
+    topics: Vec<&'static str>,
+    /// Client and name.
+    subs: Vec<(&'static str, &'static str)>,
 }
 
 pub fn options() -> OpenOptions {
@@ -178,7 +183,7 @@ pub fn content(state: &mut State, reader: &kahawai_journal::JournalReader) -> Co
 
 const QUEUES: [&str; 3] = ["A", "B", "PRIO"];
 const TOPICS: [&str; 2] = ["T", "U"];
-const SUBS: [&str; 3] = ["x", "y", "z"];
+const SUBS: [(&str, &str); 3] = [("client", "x"), ("client", "y"), ("client", "z")];
 
 impl World {
     pub fn new(seed: u64) -> Self {
@@ -194,7 +199,43 @@ impl World {
             confirmed: Lsn::ZERO,
             sent: Vec::new(),
             next_id: 0,
+            queues: QUEUES.to_vec(),
+            topics: TOPICS.to_vec(),
+            subs: SUBS.to_vec(),
         }
+    }
+
+    /// Goes on with what is in a directory.
+    pub fn over(files: &MemoryFiles, seed: u64) -> Self {
+        fn text(text: &str) -> &'static str {
+            text.to_owned().leak()
+        }
+        let Opened { mut store, writer, report, .. } = open(files).unwrap_or_else(|e| panic!("{e}"));
+        let (mut queues, mut topics, mut subs) = (vec!["A"], vec!["T"], vec![SUBS[0]]);
+        for (_, d) in store.state().destinations() {
+            let names = if d.name.kind.is_queue() { &mut queues } else { &mut topics };
+            names.push(text(&d.name.name));
+            subs.extend(d.subscriptions.keys().map(|sub| (text(&sub.client_id), text(&sub.name))));
+        }
+        let reader = store.reader();
+        let base = content(store.state_mut(), &reader).trimmed();
+        let (files, confirmed) = (files.clone(), report.recovery.end);
+        let mut world = Self {
+            files,
+            store,
+            writer,
+            random: Random::new(seed),
+            log: Vec::new(),
+            base,
+            confirmed,
+            sent: Vec::new(),
+            next_id: 0,
+            queues,
+            topics,
+            subs,
+        };
+        assert!(world.settle(), "a sound disk");
+        world
     }
 
     /// Goes on with the store of a replica that became the primary, whose journal ends at `end`.
@@ -230,7 +271,7 @@ impl World {
         self.log.push((end, step));
     }
 
-    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.random.below(from.len() as u64) as usize]
     }
 
@@ -254,9 +295,9 @@ impl World {
 
     fn add(&mut self) -> (Operation, Step) {
         let name = if self.random.chance(3) {
-            Destination::topic(self.pick(&TOPICS))
+            Destination::topic(self.pick(&self.topics.clone()))
         } else {
-            Destination::queue(self.pick(&QUEUES))
+            Destination::queue(self.pick(&self.queues.clone()))
         };
         let message = self.message(&name);
         let destination = self.store.destination(&name);
@@ -271,11 +312,9 @@ impl World {
     fn removal(&mut self, taken: &mut BTreeSet<(String, u64)>) -> Option<(Operation, Step)> {
         let by = AckBy { connection: Text::from_static("ID:test"), session: 1, consumer: 1 };
         if self.random.chance(3) {
-            let topic = Destination::topic(self.pick(&TOPICS));
-            let sub = SubscriptionKey {
-                client_id: Text::from_static("client"),
-                name: Text::from_static(self.pick(&SUBS)),
-            };
+            let topic = Destination::topic(self.pick(&self.topics.clone()));
+            let (client, name) = self.pick(&self.subs.clone());
+            let sub = SubscriptionKey { client_id: Text::from_static(client), name: Text::from_static(name) };
             let destination = self.store.destination(&topic);
             let from = self.random.below(4);
             let entry = self.store.next_pending(destination, &sub, Tier::Default, from).unwrap()?;
@@ -293,7 +332,7 @@ impl World {
                 step,
             ));
         }
-        let queue = Destination::queue(self.pick(&QUEUES));
+        let queue = Destination::queue(self.pick(&self.queues.clone()));
         let destination = self.store.destination(&queue);
         let tier = Tier::ALL[self.random.below(3) as usize];
         let from = self.random.below(10);
@@ -392,31 +431,33 @@ impl World {
                 return self.settle();
             }
             75..81 => {
-                let topic = Destination::topic(self.pick(&TOPICS));
-                let name = self.pick(&SUBS);
+                let topic = Destination::topic(self.pick(&self.topics.clone()));
+                let (client, name) = self.pick(&self.subs.clone());
                 let key = self.store.destination(&topic);
                 let info = SubscriptionInfo {
-                    client_id: Text::from_static("client"),
+                    client_id: Text::from_static(client),
                     destination: topic.clone(),
                     subscription_name: Text::from_static(name),
                     subscribed_destination: Some(topic.clone()),
                     ..SubscriptionInfo::default()
                 };
                 let Ok(end) = self.store.subscribe(key, &info, false) else { return false };
-                self.log
-                    .push((end, Step::Subscribe { topic: topic.to_string(), sub: format!("client:{name}") }));
+                self.log.push((
+                    end,
+                    Step::Subscribe { topic: topic.to_string(), sub: format!("{client}:{name}") },
+                ));
             }
             81..83 => {
-                let topic = Destination::topic(self.pick(&TOPICS));
-                let name = self.pick(&SUBS);
+                let topic = Destination::topic(self.pick(&self.topics.clone()));
+                let (client, name) = self.pick(&self.subs.clone());
                 let key = self.store.destination(&topic);
                 let sub =
-                    SubscriptionKey { client_id: Text::from_static("client"), name: Text::from_static(name) };
+                    SubscriptionKey { client_id: Text::from_static(client), name: Text::from_static(name) };
                 let Ok(end) = self.store.unsubscribe(key, &sub) else { return false };
                 self.log.push((end, Step::Unsubscribe { topic: topic.to_string(), sub: sub.to_string() }));
             }
             83 => {
-                let queue = Destination::queue(self.pick(&QUEUES));
+                let queue = Destination::queue(self.pick(&self.queues.clone()));
                 let key = self.store.destination(&queue);
                 let Ok(end) = self.store.remove_destination(key) else { return false };
                 self.log.push((end, Step::RemoveDestination { name: queue.to_string() }));
