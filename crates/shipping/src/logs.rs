@@ -85,7 +85,7 @@ pub fn primary_log(
                     // acknowledge other messages.
                     let text = format!(
                         "data file {file} was written by ActiveMQ, and {SNAPSHOT_FILE}, which is needed to copy it, is not there: \
-                         stop this node and run `kahawai store rebuild-index` on its directory"
+                         put it back"
                     );
                     return Err((ErrorCode::Diverged, text));
                 }

@@ -48,8 +48,8 @@ pub enum OpenError {
     /// ActiveMQ wrote last: nobody in a cluster knows what it did.
     #[error(
         "{path}: ActiveMQ wrote the end of this journal, up to {end}; a member of a cluster copies its primary's journal and \
-         nothing else. To make this journal the truth of a new cluster, start it once as a single node; to throw it away, \
-         empty the directory and let the node synchronize"
+         nothing else. To make this journal the truth of a new cluster, run `kahawai store rebuild-index` on it, or start it once \
+         as a single node; to throw it away, empty the directory and let the node synchronize"
     )]
     ForeignTail {
         /// Which directory.
