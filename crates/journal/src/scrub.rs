@@ -17,8 +17,11 @@ use crate::shared::{Shared, unpoison};
 
 /// All files are read once in this time, or as fast as the limit allows.
 const PASS_US: u64 = 24 * 60 * 60 * 1_000_000;
-/// A file that readers could not read is looked at again no earlier than this, and twice as late each further time.
+/// A file that readers could not read is looked at again no earlier than this, and twice as late each further time, if there is
+/// trouble again at once.
 const AGAIN_US: u64 = 10_000_000;
+/// Damage in the file that is written to is looked at again this often: more can be done once it is sealed.
+const UNSEALED_US: u64 = 60_000_000;
 
 /// Whom to wake, and for what.
 #[derive(Debug, Default)]
@@ -30,6 +33,8 @@ pub(crate) struct Suspicion {
 #[derive(Debug, Default)]
 struct Suspects {
     files: BTreeSet<u32>,
+    /// Files that were read because of a suspicion.
+    looks: BTreeMap<u32, Look>,
     /// Those in which damage was found, with where and what.
     damaged: BTreeMap<u32, String>,
     /// Since the journal was opened.
@@ -37,6 +42,24 @@ struct Suspects {
     /// How often files became readable again, since the journal was opened.
     mended: u64,
     closed: bool,
+}
+
+impl Suspects {
+    /// Who is looked at next, and how long that has to wait.
+    fn next(&self, now_us: u64) -> Option<(u64, u32)> {
+        let wait_us =
+            |file| self.looks.get(file).map_or(0, |look: &Look| look.next_us.saturating_sub(now_us));
+        self.files.iter().map(|file| (wait_us(file), *file)).min()
+    }
+
+    /// It is looked at now.
+    fn look(&mut self, file: u32, now_us: u64) {
+        self.files.remove(&file);
+        let again = |look: &&Look| now_us <= look.next_us.saturating_add(2 * look.pause_us);
+        let pause_us =
+            self.looks.get(&file).filter(again).map_or(AGAIN_US, |look| 2 * look.pause_us).min(PASS_US);
+        self.looks.insert(file, Look { next_us: now_us + pause_us, pause_us });
+    }
 }
 
 impl Suspicion {
@@ -66,10 +89,11 @@ impl Suspicion {
         self.changed.notify_all();
     }
 
-    /// Waits; `false` = the journal is closed.
-    fn wait(&self, at_most: Duration) -> bool {
-        let waited = self.changed.wait_timeout_while(self.lock(), at_most, |state| !state.closed);
-        !unpoison(waited).0.closed
+    /// Waits, unless something more urgent is to be read; `false` = the journal is closed.
+    fn wait(&self, at_most: Duration, now_us: u64) -> bool {
+        let is_idle =
+            |state: &mut Suspects| !state.closed && state.next(now_us).is_none_or(|(wait_us, _)| wait_us > 0);
+        !unpoison(self.changed.wait_timeout_while(self.lock(), at_most, is_idle)).0.closed
     }
 }
 
@@ -82,6 +106,8 @@ pub struct Damage {
     pub problem: String,
     /// What a sound copy has around it, if that is known.
     pub place: Option<Place>,
+    /// It is written to no more.
+    pub is_sealed: bool,
 }
 
 /// What looking for damage has found.
@@ -112,8 +138,6 @@ pub struct Scrubber {
     /// Files of this pass that are still to be read, the next one last.
     pass: Vec<u32>,
     next_pass_us: u64,
-    /// Files that were read because of a suspicion.
-    looks: BTreeMap<u32, Look>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +171,7 @@ impl Iterator for Scrubber {
 
 impl Scrubber {
     pub(crate) fn new(shared: Arc<Shared>, bytes_per_s: u64) -> Self {
-        Self { shared, bytes_per_s, pass: Vec::new(), next_pass_us: 0, looks: BTreeMap::new() }
+        Self { shared, bytes_per_s, pass: Vec::new(), next_pass_us: 0 }
     }
 
     fn next_task(&mut self) -> Option<Task> {
@@ -158,13 +182,9 @@ impl Scrubber {
                 return None;
             }
             let now_us = shared.options.clock.boot_us();
-            let wait_us =
-                |file: &u32| self.looks.get(file).map_or(0, |look| look.next_us.saturating_sub(now_us));
-            let suspect = state.files.iter().map(|file| (wait_us(file), *file)).min();
+            let suspect = state.next(now_us);
             if let Some((0, file)) = suspect {
-                state.files.remove(&file);
-                let pause_us = self.looks.get(&file).map_or(AGAIN_US, |look| look.pause_us.saturating_mul(2));
-                self.looks.insert(file, Look { next_us: now_us + pause_us.min(PASS_US), pause_us });
+                state.look(file, now_us);
                 return Some(Task { file, bytes_per_s: 0, is_suspected: true });
             }
             let mut wait_us = suspect.map(|(wait_us, _)| wait_us);
@@ -174,7 +194,7 @@ impl Scrubber {
                 }
                 let left_us = self.next_pass_us.saturating_sub(now_us);
                 if left_us == 0 {
-                    self.begin_pass(now_us);
+                    self.begin_pass(&mut state, now_us);
                     continue;
                 }
                 wait_us = Some(wait_us.unwrap_or(left_us).min(left_us));
@@ -187,13 +207,13 @@ impl Scrubber {
         }
     }
 
-    fn begin_pass(&mut self, now_us: u64) {
+    fn begin_pass(&mut self, state: &mut Suspects, now_us: u64) {
         let shared = &self.shared;
         self.next_pass_us = now_us + PASS_US;
         let end = shared.durable().file();
         let used = unpoison(shared.used.read());
         self.pass = used.range(..end).rev().copied().collect();
-        self.looks.retain(|file, _| used.contains(file));
+        state.looks.retain(|file, _| used.contains(file));
         drop(used);
         // Not always the same ones first: a process that is restarted often shall come to all of them.
         let middle = now_us as usize % self.pass.len().max(1);
@@ -204,7 +224,7 @@ impl Scrubber {
         let shared = &self.shared;
         let id = task.file;
         // What fails once only is not damage: a cable, a controller.
-        let checked = self.read(id, task.bytes_per_s).or_else(|_| self.read(id, 0));
+        let checked = self.read(id, task.bytes_per_s).or_else(|_| self.read(id, task.bytes_per_s));
         let place = checked.as_ref().err().and_then(|_| place(shared, id));
         let mut state = shared.suspicion.lock();
         if state.closed || !shared.has(id) {
@@ -221,11 +241,13 @@ impl Scrubber {
             return Some(Scrubbed::Sound(id));
         };
         state.damaged.insert(id, problem.clone());
-        if place.is_none() && !shared.has_sealed(id) {
-            // Once it is sealed, more is known.
+        let is_sealed = shared.has_sealed(id);
+        if !is_sealed {
             state.files.insert(id);
+            let next_us = shared.options.clock.boot_us() + UNSEALED_US;
+            state.looks.insert(id, Look { next_us, pause_us: AGAIN_US });
         }
-        Some(Scrubbed::Damage(Damage { file: id, problem, place }))
+        Some(Scrubbed::Damage(Damage { file: id, problem, place, is_sealed }))
     }
 
     fn read(&self, id: u32, bytes_per_s: u64) -> Result<(), String> {
@@ -237,7 +259,7 @@ impl Scrubber {
             return self.check_known(&file, bytes_per_s);
         } else {
             // Nobody knows yet what it should be: what it is, it is from now on.
-            find_alone(&shared.files, &**shared, id).map(|_| ())
+            find_alone(&shared.files, &**shared, id, |file| self.paced(file, bytes_per_s)).map(|_| ())
         };
         read.map_err(|problem| chain_of(&problem))
     }
@@ -246,9 +268,12 @@ impl Scrubber {
         let shared = &self.shared;
         let name = data_file_name(file.id);
         let opened = Catalog::open(&**shared, file.id).map_err(|problem| problem.to_string())?;
-        let paced = Paced { file: ReadOnce::over(opened), shared: Arc::clone(shared), bytes_per_s };
-        check_file(Arc::new(ReadOnly(paced)), &shared.files.describe(&name), file, |_| {})
-            .map_err(|problem| chain_of(&problem))
+        let paced = self.paced(ReadOnce::over(opened), bytes_per_s);
+        check_file(paced, &shared.files.describe(&name), file, |_| {}).map_err(|problem| chain_of(&problem))
+    }
+
+    fn paced(&self, file: Arc<dyn File>, bytes_per_s: u64) -> Arc<dyn File> {
+        Arc::new(ReadOnly(Paced { file, shared: Arc::clone(&self.shared), bytes_per_s }))
     }
 }
 
@@ -287,7 +312,8 @@ impl Source for Paced {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let read = self.file.read_at(buf, offset)?;
         let pause_us = (read as u64).saturating_mul(1_000_000).checked_div(self.bytes_per_s).unwrap_or(0);
-        if !self.shared.suspicion.wait(Duration::from_micros(pause_us)) {
+        let now_us = self.shared.options.clock.boot_us();
+        if !self.shared.suspicion.wait(Duration::from_micros(pause_us), now_us) {
             return Err(io::Error::other("the journal is closed"));
         }
         Ok(read)

@@ -301,23 +301,29 @@ pub(crate) fn kept(files: &Arc<dyn Files>, catalog: &dyn Catalog, id: u32) -> Op
     is_continued.then_some(sum.file)
 }
 
-/// Walks a whole file without looking at those before it, and keeps what it found if that can be told.
+/// Walks a whole file without looking at those before it, and keeps what it found if that can be told. It is read through `paced`.
 pub(crate) fn find_alone(
     files: &Arc<dyn Files>,
     catalog: &dyn Catalog,
     id: u32,
+    paced: impl FnOnce(Arc<dyn File>) -> Arc<dyn File>,
 ) -> Result<Option<Sum>, ReadError> {
-    let found = walk(catalog, id, Links::default())?;
+    let found = walk(catalog, id, Links::default(), paced)?;
     found.iter().filter(|sum| sum.stands_alone()).for_each(|sum| remember(files, sum));
     Ok(found)
 }
 
 /// Walks a whole file that continues `before`. `None` if it has no batch.
-fn walk(catalog: &dyn Catalog, id: u32, before: Links) -> Result<Option<Sum>, ReadError> {
+fn walk(
+    catalog: &dyn Catalog,
+    id: u32,
+    before: Links,
+    read: impl FnOnce(Arc<dyn File>) -> Arc<dyn File>,
+) -> Result<Option<Sum>, ReadError> {
     let start = Location::new(id, 0).lsn();
     let file = catalog.open(id).map_err(failed(catalog, start))?;
     let bytes = file.len().map_err(failed(catalog, start))?;
-    let mut scan = FileScan::new(ReadOnce::over(file), id, 0, bytes);
+    let mut scan = FileScan::new(read(ReadOnce::over(file)), id, 0, bytes);
     let mut links = before;
     let mut first = None;
     let damaged =
@@ -375,7 +381,7 @@ fn sealed(files: &Arc<dyn Files>, catalog: &dyn Catalog, up_to: Lsn) -> Result<V
         let sum = match remembered(files, catalog, id, &links)? {
             Some(sum) => sum,
             None => {
-                let Some(sum) = walk(catalog, id, links.clone())? else { continue };
+                let Some(sum) = walk(catalog, id, links.clone(), |file| file)? else { continue };
                 remember(files, &sum);
                 sum
             }
@@ -413,7 +419,7 @@ impl JournalReader {
         }
         let sum = match remembered(&shared.files, &**shared, id, &Links::default())? {
             Some(sum) => Some(sum),
-            None => find_alone(&shared.files, &**shared, id)?,
+            None => find_alone(&shared.files, &**shared, id, |file| file)?,
         };
         Ok(sum.map(|sum| sum.file))
     }

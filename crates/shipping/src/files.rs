@@ -79,20 +79,35 @@ pub struct Offer {
     pub stream_start: Lsn,
 }
 
-/// What a replica that lacks more than the stream has is given. `None`: there is no file of ours that is written to the end, or files
-/// behind it are deleted, and nobody can begin in the middle.
-pub fn offered(files: &Arc<dyn Files>, reader: &JournalReader) -> Result<Option<Offer>, String> {
+/// What a replica that lacks more than the stream has is given, and how far an import went that is part of it. No offer: there is no file
+/// of ours behind that which is written to the end, or files behind it are deleted, and nobody can begin in the middle.
+pub fn offered(
+    files: &Arc<dyn Files>,
+    reader: &JournalReader,
+) -> Result<(Option<Offer>, Option<Lsn>), String> {
     let end = reader.durable_end();
     let sealed = reader.sealed_files(end).map_err(|problem| chain(&problem))?;
-    // The chain behind a file of ActiveMQ's follows from those before it, which not everybody has.
-    let is_ours = sealed.last().is_some_and(|file| file.first_epoch > Epoch(0));
-    if !is_ours || !reader.is_joined(&sealed, end).map_err(|problem| chain(&problem))? {
-        return Ok(None);
-    }
     let snapshot = needed_snapshot(files, sealed.iter().map(|file| file.id))?;
+    let imported = snapshot.map(|snapshot| snapshot.applied);
+    let foreign = sealed.iter().find(|file| file.first_epoch == Epoch(0)).filter(|_| snapshot.is_none());
+    if let Some(foreign) = foreign {
+        // Which number a message of ActiveMQ's has is in no journal. A replica that counts otherwise would acknowledge other
+        // messages.
+        return Err(format!(
+            "data file {} was written by ActiveMQ, and {SNAPSHOT_FILE}, which is needed to copy it, is not there, or damaged: put \
+             it back, from a backup or from another node of this cluster",
+            foreign.id
+        ));
+    }
+    // The chain behind ActiveMQ's last batch follows from files that not everybody has.
+    let is_behind = |file: &SealedFile| imported.is_none_or(|imported| imported.file() < file.id);
+    let is_ours = sealed.last().is_some_and(is_behind);
+    if !is_ours || !reader.is_joined(&sealed, end).map_err(|problem| chain(&problem))? {
+        return Ok((None, imported));
+    }
     let snapshot = snapshot.iter().map(described_snapshot);
     let files = sealed.iter().map(described).chain(snapshot).collect();
-    Ok(Some(Offer { files, stream_start: Location::new(end.file(), 0).lsn() }))
+    Ok((Some(Offer { files, stream_start: Location::new(end.file(), 0).lsn() }), imported))
 }
 
 /// What was kept of an import, if it says anything of these data files.
@@ -100,7 +115,11 @@ pub(crate) fn needed_snapshot(
     files: &Arc<dyn Files>,
     ids: impl IntoIterator<Item = u32>,
 ) -> Result<Option<Snapshot>, String> {
-    let found = Snapshot::find(files).map_err(|problem| problem.to_string())?;
+    let found = match Snapshot::find(files) {
+        // It is missed where it is needed.
+        Err(problem) if problem.kind() == io::ErrorKind::InvalidData => None,
+        found => found.map_err(|problem| problem.to_string())?,
+    };
     let first = ids.into_iter().min();
     Ok(found.filter(|found| first.is_some_and(|first| first <= found.applied.file())))
 }
@@ -203,15 +222,21 @@ pub fn prepare(
     let mut held: Vec<FileIdentity> = held.iter().map(|file| FileIdentity::from(&described(file))).collect();
     // One that is not whole is none.
     let snapshot = Snapshot::find(files).ok().flatten();
-    for snapshot in snapshot.iter() {
-        if is_whole(files, SNAPSHOT_FILE, snapshot.length, snapshot.sum).map_err(text)? {
-            held.push(FileIdentity::from(&described_snapshot(snapshot)));
-        }
+    if let Some(snapshot) = snapshot
+        && is_whole(files, SNAPSHOT_FILE, snapshot.length, snapshot.sum)
+            .map_err(|problem| problem.to_string())?
+    {
+        held.push(FileIdentity::from(&described_snapshot(&snapshot)));
     }
     // Of other files, perhaps.
     kahawai_store::discard_staged(files).map_err(|problem| chain(&problem))?;
     let log = ResumeLog::open(files).map_err(text)?;
     let plan = plan(manifest, &held, &log.resume).map_err(|problem| problem.to_string())?;
+    let comes = plan.fetch.iter().any(|fetch| fetch.file.kind == FileKind::Snapshot);
+    if !comes && files.exists(INCOMING_SNAPSHOT).map_err(text)? {
+        // Of an attempt that needed it.
+        files.remove(INCOMING_SNAPSHOT).map_err(text)?;
+    }
     Ok((plan, log))
 }
 
@@ -237,7 +262,7 @@ fn kept_manifest(files: &Arc<dyn Files>) -> io::Result<Option<SyncManifest>> {
 
 /// What was fetched is in place.
 fn forget(files: &Arc<dyn Files>) -> io::Result<()> {
-    for name in [RESUME_FILE, MANIFEST_FILE] {
+    for name in [RESUME_FILE, MANIFEST_FILE, INCOMING_SNAPSHOT] {
         if files.exists(name)? {
             files.remove(name)?;
         }

@@ -6,7 +6,6 @@ use kahawai_env::Files;
 use kahawai_journal::{Chain, JournalReader};
 use kahawai_kdbr::{EpochStart, ErrorCode};
 use kahawai_replication::{ChainAt, EpochHistory, LocalLog, PrimaryLog};
-use kahawai_store::snapshot::SNAPSHOT_FILE;
 use kahawai_types::{Epoch, Location, Lsn};
 
 use crate::files::needed_snapshot;
@@ -70,28 +69,17 @@ pub fn primary_log(
 ) -> Result<PrimaryLog, (ErrorCode, String)> {
     let busy = |problem: String| (ErrorCode::Busy, problem);
     let snapshot = needed_snapshot(directory, files.iter().copied()).map_err(busy)?;
-    let foreign = |file: u32| reader.begins_foreign(file).map_err(|problem| busy(crate::chain(&problem)));
-    let mut contiguous_from = contiguous(files, sealed.end.file());
-    match snapshot {
-        // What a stream begins with is ours, and says what came before.
-        Some(snapshot) => {
-            let behind = snapshot.applied.file().saturating_add(1);
-            contiguous_from = contiguous_from.max(behind).min(sealed.end.file());
-        }
-        None => {
-            for &file in files.iter().filter(|&&file| file < sealed.end.file()) {
-                if foreign(file)? {
-                    // Which number a message of ActiveMQ's has is in no journal. A replica that counts otherwise would
-                    // acknowledge other messages.
-                    let text = format!(
-                        "data file {file} was written by ActiveMQ, and {SNAPSHOT_FILE}, which is needed to copy it, is not there: \
-                         put it back"
-                    );
-                    return Err((ErrorCode::Diverged, text));
-                }
+    // What a stream begins with is ours, and says what came before.
+    let mut imported = snapshot.map(|snapshot| snapshot.applied.file());
+    if imported.is_none() {
+        for &file in files {
+            if reader.begins_foreign(file).map_err(|problem| busy(crate::chain(&problem)))? {
+                imported = Some(file);
             }
         }
     }
+    let behind = imported.map_or(0, |imported| imported.saturating_add(1));
+    let contiguous_from = contiguous(files, sealed.end.file()).max(behind.min(sealed.end.file()));
     let first = Location::new(contiguous_from, 0).lsn();
     let epochs = reader.epochs().map_err(|problem| busy(crate::chain(&problem)))?;
     let chain = reader.chain_at(first).map_err(|problem| busy(crate::chain(&problem)))?;
@@ -113,7 +101,7 @@ pub fn primary_log(
         end: sealed.end,
         chain_at_end: sealed.chain,
         commit,
-        has_imported_files: snapshot.is_some(),
+        has_imported_files: imported.is_some(),
     })
 }
 

@@ -300,10 +300,12 @@ impl Store {
         Ok(())
     }
 
-    /// Begins another data file with what comes next, if the one that is written to holds anything that is committed: then that can
-    /// be copied.
-    pub fn begin_file(&mut self) -> Result<(), StorageError> {
-        if self.appended_end.file() == self.commit.file() {
+    /// Begins another data file with what comes next, if the one that is written to holds anything that is committed, or is the first
+    /// one behind what was imported: then that can be copied.
+    pub fn begin_file(&mut self, imported: Option<Lsn>) -> Result<(), StorageError> {
+        let file = self.appended_end.file();
+        let is_first = imported.is_some_and(|imported| imported.file().saturating_add(1) == file);
+        if is_first || file == self.commit.file() {
             self.appender.begin_file();
             self.append_collection(Vec::new())?;
         }

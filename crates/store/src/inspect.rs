@@ -54,7 +54,7 @@ pub fn inspect(files: &Arc<dyn Files>) -> Result<Inspection, OpenError> {
     let reader = journal.reader();
     let reason = "an inspection reads the journal itself".to_owned();
     let Loaded { state, how, replayer, .. } =
-        load_foreign(files, &reader, &recovery, None, false, reason, None)?;
+        load_foreign(files, &reader, &recovery, None, false, reason, None, None)?;
     Ok(Inspection {
         state,
         reader,

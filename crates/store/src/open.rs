@@ -57,16 +57,18 @@ pub enum OpenError {
         /// Where the journal ends.
         end: Lsn,
     },
-    /// A member of a cluster cannot number ActiveMQ's messages itself.
+    /// A node of a cluster cannot number ActiveMQ's messages itself.
     #[error(
         "{path}: the index has to be made again ({reason}), and what was kept of ActiveMQ's (imported/snapshot) cannot be used; \
-         another node would number these messages otherwise: empty the directory and let the node synchronize"
+         {advice}"
     )]
     Unnumbered {
         /// Which directory.
         path: String,
         /// Why.
         reason: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// A data file with live messages is gone.
     #[error(
@@ -237,6 +239,7 @@ fn run(
 }
 
 /// Makes the index without a checkpoint of ours: from ActiveMQ's index where there is a usable one, else from the journal.
+#[allow(clippy::too_many_arguments)] // three callers, and the parts have nothing else in common
 pub(crate) fn load_foreign(
     files: &Arc<dyn Files>,
     reader: &JournalReader,
@@ -244,11 +247,11 @@ pub(crate) fn load_foreign(
     source: Option<Arc<dyn ChunkSource>>,
     accept_loss: bool,
     reason: String,
+    following: Option<Following>,
     until: Option<Lsn>,
 ) -> Result<Loaded, OpenError> {
     let mut reason = reason;
     let gone = collected_files(reader)?;
-    let is_member = until.is_some();
     let until = until.unwrap_or(EVERYTHING).max(gone.commit);
     for (directory, missing) in
         [("", if accept_loss { Missing::Accept } else { Missing::Refuse }), (IMPORTED, Missing::Collected)]
@@ -259,8 +262,8 @@ pub(crate) fn load_foreign(
                 return Ok(loaded);
             }
         }
-        if is_member {
-            // It has what its primary has given it.
+        if following.is_some() {
+            // Others have to come to the same.
             continue;
         }
         for mixed in [false, true] {
@@ -308,8 +311,15 @@ pub(crate) fn load_foreign(
         match run(&mut state, &mut replayer, reader, Lsn::ZERO, Lsn::ZERO, until) {
             Err(ReplayError::ForeignTail { .. }) if !mixed => {}
             Err(error) => return Err(error.into()),
-            Ok(_) if is_member && replayer.saw_foreign() => {
-                return Err(OpenError::Unnumbered { path: files.describe(""), reason });
+            Ok(_) if following.is_some() && replayer.saw_foreign() => {
+                let advice = match following.is_some_and(|following| following.is_member) {
+                    true => {
+                        "copy that file from another node of the cluster; or, only if another node has everything, empty this \
+                         directory and let it synchronize"
+                    }
+                    false => "run `kahawai store rebuild-index` on it",
+                };
+                return Err(OpenError::Unnumbered { path: files.describe(""), reason, advice });
             }
             Ok(rest) => {
                 let how = if replayer.records == 0 { Rebuilt::Empty } else { Rebuilt::Journal { reason } };
@@ -335,10 +345,9 @@ fn load_snapshot(
     until: Lsn,
 ) -> Result<Option<Loaded>, OpenError> {
     let mut state = State::new(source);
-    state.audit.learn(gone.known.clone());
     let there = recovery.files.iter().map(|file| file.id).filter(|id| !gone.files.contains(id)).collect();
-    let snapshot = match snapshot::load(files, &there, &mut state) {
-        Ok(Some(snapshot)) => snapshot,
+    let snapshot::Loaded { snapshot, known } = match snapshot::load(files, &there, &mut state) {
+        Ok(Some(loaded)) => loaded,
         Ok(None) => return Ok(None),
         Err(error @ (SnapshotError::Io { .. } | SnapshotError::Chunk(_))) => return Err(error.into()),
         Err(error) => {
@@ -347,7 +356,7 @@ fn load_snapshot(
             return Ok(None);
         }
     };
-    // Our first batch behind it began a file, and says what came before.
+    // What was appended behind it began a file, and says what came before.
     let next = snapshot.applied.file().saturating_add(1);
     let has_next = recovery.files.iter().any(|file| file.id == next);
     let chain = if has_next {
@@ -360,6 +369,8 @@ fn load_snapshot(
         "what was kept of ActiveMQ's index is of another journal".clone_into(reason);
         return Ok(None);
     }
+    // Each of them is all that was known at its time.
+    state.audit.learn(if gone.known_at >= snapshot.applied { gone.known.clone() } else { known });
     let mut replayer =
         Replayer::new(reader.clone(), None, false, snapshot.applied).skipping(gone.files.clone());
     let from = first_batch(recovery, snapshot.applied.file());
@@ -514,7 +525,9 @@ impl Base {
         let known = KnownPositions { commit: applied, durable: applied.max(flushed) };
         let (journal, recovery) = Journal::open(Arc::clone(files), options.journal.clone(), known)?;
         // A member may have been given the files of ActiveMQ's that its primary began with, and nothing behind them yet.
-        let given = following.is_some_and(|following| following.is_member) && recovery.last_epoch == Epoch(0);
+        let kept = Snapshot::find(files).ok().flatten();
+        let given = following.is_some_and(|following| following.is_member)
+            && (recovery.last_epoch == Epoch(0) || kept.is_some_and(|kept| kept.applied == recovery.end));
         if following.is_some() && recovery.newest_is_foreign && !given {
             return Err(OpenError::ForeignTail { path: files.describe(""), end: recovery.end });
         }
@@ -559,7 +572,7 @@ impl Base {
                 IndexStore::discard(files)?;
                 index = Arc::new(IndexStore::open(files)?);
                 let source = Some(Arc::clone(&index) as Arc<dyn ChunkSource>);
-                load_foreign(files, &reader, &recovery, source, options.accept_loss, why, until)?
+                load_foreign(files, &reader, &recovery, source, options.accept_loss, why, following, until)?
             }
         };
         crate::damage::forget(files).map_err(io)?;
@@ -603,7 +616,11 @@ pub fn open(
         store.retired(file);
     }
     if rebuilt {
-        let is_foreign = matches!(how, Rebuilt::Imported { .. }) || replayer.saw_foreign();
+        let mut is_foreign = replayer.saw_foreign();
+        is_foreign |= matches!(how, Rebuilt::Imported { messages } if messages > 0);
+        for file in &recovery.files {
+            is_foreign |= store.reader().begins_foreign(file.id).map_err(ReplayError::from)?;
+        }
         let mut checkpoint = store.begin_checkpoint(false);
         checkpoint.header.chain = recovery.chain.map(|chain| chain.0);
         if is_foreign && !matches!(how, Rebuilt::Snapshot { .. }) {
@@ -615,13 +632,15 @@ pub fn open(
     }
     set_aside(files).map_err(io)?;
     let first = existing.first().copied().unwrap_or(0);
-    let kept = Snapshot::find(files).unwrap_or_default();
-    if kept.is_some_and(|kept| kept.applied.file() < first) {
-        snapshot::discard(files).map_err(io)?;
-    }
-    if recovery.newest_is_foreign {
-        // What is copied to a replica as a stream begins with a batch of ours.
-        store.journal.appender().begin_file();
+    match Snapshot::find(files) {
+        Ok(Some(kept)) if kept.applied.file() < first => snapshot::discard(files).map_err(io)?,
+        // What is behind it begins a file, which says what came before, and which can be had without it.
+        Ok(Some(kept)) if kept.applied == recovery.end => store.journal.appender().begin_file(),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            warn!(%error, "what was kept of ActiveMQ's index is unusable")
+        }
+        Err(error) => return Err(io(error)),
     }
     store.journal.begin_epoch(NewEpoch {
         cluster_id: identity.cluster_id,

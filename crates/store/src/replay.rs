@@ -128,6 +128,8 @@ pub struct Collected {
     pub files: BTreeSet<u32>,
     /// What producers had stored last when the newest of them were given up.
     pub known: Vec<(ProducerId, i64)>,
+    /// Where that is said.
+    pub known_at: Lsn,
     /// The highest commit position that it tells of. What a record gave up was not needed at the commit position of its own
     /// batch, and what it says of producers was committed then, so that with this the rest is right.
     pub commit: Lsn,
@@ -152,7 +154,7 @@ pub fn collected_files(reader: &JournalReader) -> Result<Collected, ReplayError>
         for record in batch.records() {
             if let Some(Trace::Collection(collection)) = Trace::decode(&record.payload) {
                 found.files.extend(collection.files());
-                found.known = known_producers(&collection, record.at)?;
+                (found.known, found.known_at) = (known_producers(&collection, record.at)?, record.at.lsn());
             }
         }
     }
@@ -545,7 +547,10 @@ impl Replayer {
         let steps = match self.open.remove(id) {
             Some(steps) => steps,
             None => match state.prepared.remove(id) {
-                Some(prepared) => self.read_prepared(state, prepared)?,
+                Some(prepared) => {
+                    state.files.outlives(at.file, prepared.at.file);
+                    self.read_prepared(state, prepared)?
+                }
                 None => return Ok(()),
             },
         };

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use kahawai_env::{File, Files, OpenMode, read_full_at};
+use kahawai_message::ProducerId;
 use kahawai_message::storage::DestinationKey;
 use kahawai_types::Lsn;
 use kahawai_wire::{Reader, WireError};
@@ -27,7 +28,7 @@ use crate::checkpoint::{
 };
 use crate::chunk::{CHUNK, Slots};
 use crate::import::IMPORTED;
-use crate::state::{ChunkError, State};
+use crate::state::{ChunkError, Prepared, PreparedOp, State};
 
 /// Where it lies.
 pub const SNAPSHOT_FILE: &str = "imported/snapshot";
@@ -37,8 +38,8 @@ const HEAD_BYTES: usize = 4 + 8 + 8 + 1;
 const SUM_BYTES: usize = 8;
 /// No value is longer; what is longer is damaged.
 const VALUE_BYTES_MAX: usize = 256 << 20;
-/// More destinations than anybody has; bounds what is allocated.
-const DESTINATIONS_MAX: u32 = 1 << 24;
+/// Numbers of destinations that nothing was ever in, at most; bounds what is allocated.
+const UNUSED_KEYS_MAX: usize = 1 << 16;
 /// Written and read in parts of this size, or a value's.
 const PART_BYTES: usize = 1 << 20;
 
@@ -265,13 +266,20 @@ impl In {
     }
 }
 
+/// What [`load`] has read besides the index.
+pub(crate) struct Loaded {
+    pub(crate) snapshot: Snapshot,
+    /// What producers had stored.
+    pub(crate) known: Vec<(ProducerId, i64)>,
+}
+
 /// Reads it into an empty index, without what was in data files that are not there any more: that was given up since. `None` if there
 /// is none.
 pub(crate) fn load(
     files: &Arc<dyn Files>,
     there: &BTreeSet<u32>,
     state: &mut State,
-) -> Result<Option<Snapshot>, SnapshotError> {
+) -> Result<Option<Loaded>, SnapshotError> {
     let path = files.describe(SNAPSHOT_FILE);
     let io = |source: io::Error| match source.kind() {
         io::ErrorKind::InvalidData => SnapshotError::Damaged { path: path.clone() },
@@ -290,6 +298,8 @@ pub(crate) fn load(
     take(HEAD_BYTES)?;
     // Topics that lost a subscription.
     let mut left = Vec::new();
+    let mut ended: Vec<Prepared> = Vec::new();
+    let (mut destinations, mut known) = (0, Vec::new());
     loop {
         let kind = take(1)?;
         if *kind == [END] {
@@ -311,16 +321,16 @@ pub(crate) fn load(
             }
             Some(&PREPARED) => {
                 state.prepared = decode_prepared(value).map_err(wrong)?;
-                // Its outcome is in our journal, or was.
-                state.prepared.retain(|_, prepared| there.contains(&prepared.at.file));
+                // Their outcome was in our journal.
+                let gone = state.prepared.extract_if(.., |_, prepared| !there.contains(&prepared.at.file));
+                ended = gone.map(|(_, prepared)| prepared).collect();
             }
-            Some(&AUDIT) => {
-                state.audit.learn(audit::decode(value).map_err(wrong)?);
-            }
+            Some(&AUDIT) => known = audit::decode(value).map_err(wrong)?,
             Some(&DESTINATION) => {
                 let mut reader = Reader::new(value);
                 let key = DestinationKey(reader.u32().map_err(wrong)?);
-                if key.0 >= DESTINATIONS_MAX {
+                destinations += 1;
+                if key.0 as usize >= destinations + UNUSED_KEYS_MAX {
                     return Err(damaged());
                 }
                 let rest = reader.remaining();
@@ -362,9 +372,14 @@ pub(crate) fn load(
             _ => return Err(damaged()),
         }
     }
+    for op in ended.into_iter().flat_map(|prepared| prepared.operations) {
+        if let PreparedOp::Remove { destination, subscription, sequence: Some(sequence), .. } = op {
+            state.hold(destination, subscription.as_ref(), sequence, false)?;
+        }
+    }
     for key in left {
         state.forget_unwanted(key)?;
     }
     state.count_pending()?;
-    Ok(Some(snapshot))
+    Ok(Some(Loaded { snapshot, known }))
 }

@@ -656,6 +656,10 @@ impl State {
                 }
             }
             None => {
+                if retroactive {
+                    self.keep_older_subscriptions(key)?;
+                }
+                let Some(d) = self.destinations.get_mut(key.0 as usize) else { return Ok(()) };
                 let floor = if retroactive { 0 } else { d.applied_sequence };
                 let pending = if retroactive { count } else { 0 };
                 let sub = Subscription {
@@ -673,6 +677,21 @@ impl State {
         self.files.touch(at.file).subscriptions += 1;
         self.mark(key);
         out.push(Applied::Subscribed { destination: key, info });
+        Ok(())
+    }
+
+    /// Another subscription gets what these have pending: who replays the journal must find them, or the messages would have
+    /// been nobody's when it comes.
+    fn keep_older_subscriptions(&mut self, key: DestinationKey) -> Outcome<()> {
+        let older = self.get(key).into_iter().flat_map(|d| d.subscriptions.values());
+        let older: BTreeSet<u32> = older.flat_map(Subscription::files).collect();
+        let mut messages = BTreeSet::new();
+        self.each(key, |_, slot| {
+            messages.insert(slot.location().file);
+        })?;
+        for &file in &older {
+            messages.iter().for_each(|&message| self.files.outlives(file, message));
+        }
         Ok(())
     }
 
@@ -784,9 +803,10 @@ impl State {
                     hash.update(&sequence.to_be_bytes());
                     hash.update(&slot.location().lsn().0.to_be_bytes());
                     hash.update(&slot.size().to_be_bytes());
-                    hash.update(&[slot.tier() as u8]);
+                    hash.update(&[slot.tier() as u8, u8::from(slot.is_held())]);
                     for (_, sub) in &subscriptions {
-                        hash.update(&[u8::from(sub.has_pending(sequence))]);
+                        let held = sub.held.contains(&sequence);
+                        hash.update(&[u8::from(sub.has_pending(sequence)), u8::from(held)]);
                     }
                 }
             }

@@ -155,7 +155,7 @@ impl Broker {
         self.finish(call)
     }
 
-    /// A damaged data file was replaced: what could not be read is delivered again.
+    /// A data file can be read again: what could not be read is delivered.
     ///
     /// # Errors
     ///

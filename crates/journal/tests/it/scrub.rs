@@ -139,7 +139,7 @@ fn who_could_not_read_is_told_once_it_can_be_read() {
         // As when a page in memory was wrong, and not the disk.
         life.files.flip(&name, at, 4);
         life.journal.suspect(file);
-        clock.advance_ms(10_000);
+        clock.advance_ms(60_000);
         assert_eq!(scrubber.next(), Some(Scrubbed::Sound(file)));
         assert_eq!(read().unwrap(), record.payload, "what was refused before is read again");
         assert_eq!(life.journal.damaged(), (Vec::new(), 0));

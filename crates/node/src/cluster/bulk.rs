@@ -178,10 +178,10 @@ impl BulkSource {
         let commit = reign.commit();
         let (directory, reader) = (Arc::clone(&self.files), reign.reader());
         let reading = spawn_blocking(move || offered(&directory, &reader));
-        let offer = reading.await.map_err(|e| e.to_string())??;
+        let (offer, imported) = reading.await.map_err(|e| e.to_string())??;
         let Some(Offer { files, stream_start }) = offer else {
             let begun = reign.shared.with(|core| {
-                let begun = core.store.begin_file();
+                let begun = core.store.begin_file(imported);
                 core.check(begun)
             });
             return Err(match begun {
@@ -283,8 +283,10 @@ impl BulkSource {
                 }
             };
             let is_known = self.lock().leases.covers(request.sync_id, request.id);
+            let key = FileKey { kind: request.kind, id: request.id };
             let status = match request.epoch == reign.epoch && is_known {
-                true => TransferStatus::Ok,
+                true if key.exists() => TransferStatus::Ok,
+                true => TransferStatus::UnknownFile,
                 false => TransferStatus::LeaseExpired,
             };
             let answer = FileTransferResponse {
@@ -299,7 +301,7 @@ impl BulkSource {
                 let wanted = Wanted {
                     epoch: reign.epoch,
                     request_id: request.request_id,
-                    key: FileKey { kind: request.kind, id: request.id },
+                    key,
                     offset: request.offset,
                     length: request.length,
                 };

@@ -89,11 +89,14 @@ impl Mending {
         let waiting: Vec<Damage> = damaged.values().cloned().collect();
         for damage in waiting {
             let Some(place) = damage.place else {
-                error!(
-                    file = damage.file,
-                    "it cannot be repaired: nothing says what should be in it; empty this node's directory and let it synchronise"
-                );
-                damaged.remove(&damage.file);
+                let file = damage.file;
+                if damage.is_sealed {
+                    let advice = "where another node has everything: empty this node's directory and let it synchronise";
+                    error!(file, advice, "it cannot be repaired: nothing says what should be in it");
+                } else {
+                    warn!(file, "it is written to still, and can be repaired once the next one is begun");
+                }
+                damaged.remove(&file);
                 continue;
             };
             if self.one(place).await {

@@ -4,8 +4,8 @@ use kahawai_kdbr::{FileKind, ManifestFile, SyncId, SyncManifest};
 
 use super::{ChunkMap, Resume};
 
-/// Longest file that is fetched; data files are below 2 GiB.
-pub const FILE_BYTES_MAX: u64 = 1 << 40;
+/// Longest file that is fetched: a snapshot of some hundred million messages. Data files are below 2 GiB.
+pub const FILE_BYTES_MAX: u64 = 16 << 30;
 const DATA_FILE_BYTES_MAX: u64 = 1 << 31;
 
 /// A file of a store.
@@ -15,6 +15,13 @@ pub struct FileKey {
     pub kind: FileKind,
     /// Which of its kind.
     pub id: u32,
+}
+
+impl FileKey {
+    /// There is one snapshot, and its number is 0; data files begin with 1.
+    pub fn exists(self) -> bool {
+        (self.kind == FileKind::Snapshot) == (self.id == 0)
+    }
 }
 
 /// A file with its content.
@@ -78,7 +85,13 @@ pub enum PlanError {
         /// Which.
         key: FileKey,
     },
-    /// A data file that the stream is going to write, or that has the number 0.
+    /// Nothing has this number.
+    #[error("there is no {kind:?} {id}", kind = key.kind, id = key.id)]
+    Nonsense {
+        /// Which.
+        key: FileKey,
+    },
+    /// A data file that the stream is going to write.
     #[error("data file {id} is not before the stream")]
     NotSealed {
         /// Which.
@@ -105,7 +118,10 @@ pub fn plan(manifest: &SyncManifest, held: &[FileIdentity], resume: &Resume) -> 
         if length > if is_data { DATA_FILE_BYTES_MAX } else { FILE_BYTES_MAX } {
             return Err(PlanError::TooLong { key, length });
         }
-        if is_data && !(1..manifest.stream_start.file()).contains(&file.id) {
+        if !key.exists() {
+            return Err(PlanError::Nonsense { key });
+        }
+        if is_data && file.id >= manifest.stream_start.file() {
             return Err(PlanError::NotSealed { id: file.id });
         }
         if wanted.insert(key, identity).is_some() {

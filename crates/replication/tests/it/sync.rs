@@ -53,7 +53,12 @@ fn a_manifest_that_cannot_be_is_refused() {
     assert_eq!(planned(vec![file(1, 1 << 32)]), PlanError::TooLong { key: key(1), length: 1 << 32 });
     assert_eq!(planned(vec![file(1, 1), file(1, 2)]), PlanError::Twice { key: key(1) });
     assert_eq!(planned(vec![file(100, 1)]), PlanError::NotSealed { id: 100 });
-    assert_eq!(planned(vec![file(0, 1)]), PlanError::NotSealed { id: 0 });
+    assert_eq!(planned(vec![file(0, 1)]), PlanError::Nonsense { key: key(0) });
+    let other = ManifestFile { kind: FileKind::Snapshot, ..file(3, 1) };
+    assert_eq!(
+        planned(vec![other]),
+        PlanError::Nonsense { key: FileKey { kind: FileKind::Snapshot, id: 3 } }
+    );
     let index = ManifestFile { kind: FileKind::Snapshot, ..file(0, u64::MAX) };
     assert!(matches!(planned(vec![index]), PlanError::TooLong { .. }));
 }

@@ -104,9 +104,10 @@ impl Process {
         let leading = self.leading().ok_or("no longer the primary")?;
         let (commit, epoch) = (leading.committed, leading.epoch);
         let reader = leading.store.reader();
-        let Some(Offer { files, stream_start }) = offered(&self.files, &reader)? else {
+        let (offer, imported) = offered(&self.files, &reader)?;
+        let Some(Offer { files, stream_start }) = offer else {
             let leading = self.leading().ok_or("no longer the primary")?;
-            leading.store.begin_file().map_err(|error| error.to_string())?;
+            leading.store.begin_file(imported).map_err(|error| error.to_string())?;
             self.journal_later(ctx);
             return Err("another data file is begun, so that there is one to copy".to_owned());
         };
@@ -132,8 +133,10 @@ impl Process {
         let is_known = self.leases.covers(request.sync_id, request.id);
         let Role::Leading(leading) = &self.role else { return self.drop_conn(ctx, conn) };
         let epoch = leading.epoch;
+        let key = FileKey { kind: request.kind, id: request.id };
         let status = match request.epoch == epoch && is_known {
-            true => TransferStatus::Ok,
+            true if key.exists() => TransferStatus::Ok,
+            true => TransferStatus::UnknownFile,
             false => TransferStatus::LeaseExpired,
         };
         let answer = FileTransferResponse {
@@ -148,7 +151,6 @@ impl Process {
         if status != TransferStatus::Ok {
             return;
         }
-        let key = FileKey { kind: request.kind, id: request.id };
         let end = request.offset.saturating_add(request.length);
         let mut at = request.offset;
         let mut memory = ChunkMemory::default();

@@ -777,7 +777,7 @@ fn a_subscription_that_was_written_again_lets_its_first_record_go() {
     let first = world.store.reader().durable_end().file();
     world.store.subscribe(topic, &info, false).unwrap();
     assert!(world.settle());
-    world.store.begin_file().unwrap();
+    world.store.begin_file(None).unwrap();
     let pending = Message { destination: Destination::topic("T"), ..message(11, None) };
     world.store.add(topic, &pending, false).unwrap();
     assert!(world.settle());
@@ -812,7 +812,7 @@ fn a_subscription_that_is_being_removed_does_not_come_back() {
         let key = SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
         world.store.subscribe(topic, &info, false).unwrap();
         assert!(world.settle());
-        world.store.begin_file().unwrap();
+        world.store.begin_file(None).unwrap();
         assert!(world.settle());
         assert!(world.checkpoint());
         if is_removed {
@@ -906,7 +906,7 @@ fn a_new_primary_gives_no_number_that_a_replica_remembers() {
     }
     assert!(world.settle());
     let last = world.store.appended_end().file();
-    world.store.begin_file().unwrap();
+    world.store.begin_file(None).unwrap();
     let first = |files: Vec<kahawai_journal::DataFile>| files.first().map(|file| file.id);
     for _ in 0..5 {
         for _ in 0..20 {

@@ -28,7 +28,7 @@ pub enum Step {
     Add { to: String, sequence: u64, id: String, tier: u8 },
     Remove { from: String, sequence: u64 },
     Acknowledge { topic: String, sub: String, sequence: u64 },
-    Subscribe { topic: String, sub: String },
+    Subscribe { topic: String, sub: String, retroactive: bool },
     Unsubscribe { topic: String, sub: String },
     RemoveDestination { name: String },
     Many(Vec<Step>),
@@ -59,8 +59,10 @@ impl Content_ {
                 }
                 self.sweep(topic);
             }
-            Step::Subscribe { topic, sub } => {
-                self.pending.entry((topic.clone(), sub.clone())).or_default();
+            Step::Subscribe { topic, sub, retroactive } => {
+                let there = self.messages.get(topic).filter(|_| *retroactive);
+                let all = || there.map(|messages| messages.keys().copied().collect()).unwrap_or_default();
+                self.pending.entry((topic.clone(), sub.clone())).or_insert_with(all);
             }
             Step::Unsubscribe { topic, sub } => {
                 self.pending.remove(&(topic.clone(), sub.clone()));
@@ -275,7 +277,7 @@ impl World {
         from[self.random.below(from.len() as u64) as usize]
     }
 
-    fn message(&mut self, to: &Destination) -> Message {
+    pub fn message(&mut self, to: &Destination) -> Message {
         self.next_id += 1;
         let size = if self.random.chance(20) { 3000 } else { self.random.below(200) };
         Message {
@@ -441,11 +443,10 @@ impl World {
                     subscribed_destination: Some(topic.clone()),
                     ..SubscriptionInfo::default()
                 };
-                let Ok(end) = self.store.subscribe(key, &info, false) else { return false };
-                self.log.push((
-                    end,
-                    Step::Subscribe { topic: topic.to_string(), sub: format!("{client}:{name}") },
-                ));
+                let retroactive = self.random.chance(3);
+                let Ok(end) = self.store.subscribe(key, &info, retroactive) else { return false };
+                let (topic, sub) = (topic.to_string(), format!("{client}:{name}"));
+                self.log.push((end, Step::Subscribe { topic, sub, retroactive }));
             }
             81..83 => {
                 let topic = Destination::topic(self.pick(&self.topics.clone()));
