@@ -67,6 +67,10 @@ def pytest_testnodedown(node):
 
 
 def pytest_sessionfinish(session):
+    for child in process.CHILDREN:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["figures"] = cluster.FIGURES

@@ -15,7 +15,9 @@ QUEUE = "/queue/OURS"
 def unpacked(cluster, name, tmp_path):
     store = fixtures.unpack(name, tmp_path / "unpacked") / "kahadb"
     fixtures.copy(store, cluster["n1"].directory)
-    return fixtures.expected(name)["recovered"]
+    found = fixtures.expected(name)["recovered"]
+    # The scheduler's own directory stays where it is.
+    return {key: value for key, value in found.items() if key != "scheduledJobs"}
 
 
 def adopted(cluster, name, tmp_path):

@@ -148,6 +148,7 @@ class Node(process.Process):
         self.child = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, env={**os.environ, **(self.env or {})}
         )
+        process.CHILDREN.append(self.child)
         threading.Thread(target=self._follow, args=(self.child, self.said), daemon=True).start()
         if wait:
             self.wait_until_said("ready", "replica")

@@ -17,6 +17,10 @@ READY_SECONDS = 60
 STOP_SECONDS = 60
 
 
+#: Every child that was started. A test that fails may leave some behind.
+CHILDREN = []
+
+
 class StartFailed(Exception):
     """The process ended, or stayed silent, before it was ready."""
 
@@ -50,6 +54,7 @@ class Process:
             stderr=self.log,
             env={**os.environ, **(self.env or {})},
         )
+        CHILDREN.append(self.child)
         threading.Thread(target=self._read, args=(self.child, self.lines), daemon=True).start()
         while True:
             left = READY_SECONDS - (time.monotonic() - began)
