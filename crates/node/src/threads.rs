@@ -355,11 +355,13 @@ pub fn errands(shared: &Arc<Shared>, receiver: mpsc::Receiver<Errand>) -> std::i
                     };
                     let now = shared.now();
                     shared.with(|core| {
-                        let unreadable =
-                            matches!(message, Loaded::Unreadable).then_some(request.entry.location.file);
+                        let file = request.entry.location.file;
+                        let is_unreadable = matches!(message, Loaded::Unreadable);
                         let result = LoadResult { request, message };
                         let result = core.broker.loaded(now, result, &mut core.store, &mut core.effects);
-                        unreadable.into_iter().for_each(|file| core.store.journal().suspect(file));
+                        if is_unreadable {
+                            core.store.journal().suspect(file);
+                        }
                         core.check(result);
                     });
                 }

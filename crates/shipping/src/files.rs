@@ -115,11 +115,7 @@ pub(crate) fn needed_snapshot(
     files: &Arc<dyn Files>,
     ids: impl IntoIterator<Item = u32>,
 ) -> Result<Option<Snapshot>, String> {
-    let found = match Snapshot::find(files) {
-        // It is missed where it is needed.
-        Err(problem) if problem.kind() == io::ErrorKind::InvalidData => None,
-        found => found.map_err(|problem| problem.to_string())?,
-    };
+    let found = Snapshot::find(files).map_err(|problem| problem.to_string())?;
     let first = ids.into_iter().min();
     Ok(found.filter(|found| first.is_some_and(|first| first <= found.applied.file())))
 }

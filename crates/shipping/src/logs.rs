@@ -68,10 +68,11 @@ pub fn primary_log(
     commit: Lsn,
 ) -> Result<PrimaryLog, (ErrorCode, String)> {
     let busy = |problem: String| (ErrorCode::Busy, problem);
+    let epochs = reader.epochs().map_err(|problem| busy(crate::chain(&problem)))?;
     let snapshot = needed_snapshot(directory, files.iter().copied()).map_err(busy)?;
     // What a stream begins with is ours, and says what came before.
     let mut imported = snapshot.map(|snapshot| snapshot.applied.file());
-    if imported.is_none() {
+    if imported.is_none() && epochs.iter().any(|start| start.epoch.0 == 0) {
         for &file in files {
             if reader.begins_foreign(file).map_err(|problem| busy(crate::chain(&problem)))? {
                 imported = Some(file);
@@ -81,7 +82,6 @@ pub fn primary_log(
     let behind = imported.map_or(0, |imported| imported.saturating_add(1));
     let contiguous_from = contiguous(files, sealed.end.file()).max(behind.min(sealed.end.file()));
     let first = Location::new(contiguous_from, 0).lsn();
-    let epochs = reader.epochs().map_err(|problem| busy(crate::chain(&problem)))?;
     let chain = reader.chain_at(first).map_err(|problem| busy(crate::chain(&problem)))?;
     let chain_before = match (chain, sealed.marker) {
         (Some(chain), _) => chain.0,

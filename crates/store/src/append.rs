@@ -221,6 +221,10 @@ impl Store {
 
     pub(crate) fn checkpoint_now(&mut self) -> Result<(), IndexError> {
         let checkpoint = self.begin_checkpoint(false);
+        self.write_checkpoint(checkpoint)
+    }
+
+    pub(crate) fn write_checkpoint(&mut self, checkpoint: Checkpoint) -> Result<(), IndexError> {
         let header = checkpoint.header;
         self.index.write(checkpoint)?;
         self.finish_checkpoint(header);

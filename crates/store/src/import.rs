@@ -172,17 +172,14 @@ pub fn import(
             let at = sub.record.ok_or_else(|| old("locations of subscriptions"))?;
             let name =
                 SubscriptionKey { client_id: info.client_id.clone(), name: info.subscription_name.clone() };
-            let mut sub =
-                to_subscription(&sub.pending, info, at, state.get(key).map_or(0, |d| d.next_sequence));
-            let mut pending = 0;
-            state.each(key, |sequence, _| pending += u64::from(sub.has_pending(sequence)))?;
-            sub.pending = pending;
+            let sub = to_subscription(&sub.pending, info, at, state.get(key).map_or(0, |d| d.next_sequence));
             state.files.touch(at.file).subscriptions += 1;
             if let Some(d) = state.get_mut(key) {
                 d.subscriptions.insert(name, sub);
             }
         }
     }
+    state.count_pending()?;
     if let Some(last) = metadata.last_update {
         imported.applied = Lsn(last.lsn().0 + 1);
         let first = metadata.first_in_progress_transaction.map_or(last, |first| first.min(last));

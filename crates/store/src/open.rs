@@ -580,6 +580,27 @@ impl Base {
     }
 }
 
+/// Is there anything of ActiveMQ's in the journal, and an index that was not made from a snapshot?
+fn needs_snapshot(
+    how: &Rebuilt,
+    replayer: &Replayer,
+    reader: &JournalReader,
+    recovery: &Recovery,
+) -> Result<bool, ReplayError> {
+    match how {
+        Rebuilt::Snapshot { .. } => return Ok(false),
+        Rebuilt::Imported { messages } if *messages > 0 => return Ok(true),
+        _ if replayer.saw_foreign() => return Ok(true),
+        _ => {}
+    }
+    for file in &recovery.files {
+        if reader.begins_foreign(file.id)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Opens the store of a data directory, whose `lock` the caller holds. When this returns, everything that was confirmed is in
 /// the index, a torn tail is cut, and a new epoch's marker is appended (durable once the writer has written it).
 ///
@@ -616,31 +637,20 @@ pub fn open(
         store.retired(file);
     }
     if rebuilt {
-        let mut is_foreign = replayer.saw_foreign();
-        is_foreign |= matches!(how, Rebuilt::Imported { messages } if messages > 0);
-        for file in &recovery.files {
-            is_foreign |= store.reader().begins_foreign(file.id).map_err(ReplayError::from)?;
-        }
         let mut checkpoint = store.begin_checkpoint(false);
         checkpoint.header.chain = recovery.chain.map(|chain| chain.0);
-        if is_foreign && !matches!(how, Rebuilt::Snapshot { .. }) {
+        if needs_snapshot(&how, &replayer, &store.reader(), &recovery)? {
             snapshot::keep(files, &checkpoint).map_err(io)?;
         }
-        let header = checkpoint.header;
-        store.index().write(checkpoint)?;
-        store.finish_checkpoint(header);
+        store.write_checkpoint(checkpoint)?;
     }
     set_aside(files).map_err(io)?;
     let first = existing.first().copied().unwrap_or(0);
-    match Snapshot::find(files) {
-        Ok(Some(kept)) if kept.applied.file() < first => snapshot::discard(files).map_err(io)?,
+    match Snapshot::find(files).map_err(io)? {
+        Some(kept) if kept.applied.file() < first => snapshot::discard(files).map_err(io)?,
         // What is behind it begins a file, which says what came before, and which can be had without it.
-        Ok(Some(kept)) if kept.applied == recovery.end => store.journal.appender().begin_file(),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            warn!(%error, "what was kept of ActiveMQ's index is unusable")
-        }
-        Err(error) => return Err(io(error)),
+        Some(kept) if kept.applied == recovery.end => store.journal.appender().begin_file(),
+        _ => {}
     }
     store.journal.begin_epoch(NewEpoch {
         cluster_id: identity.cluster_id,

@@ -19,6 +19,7 @@ use kahawai_message::ProducerId;
 use kahawai_message::storage::DestinationKey;
 use kahawai_types::Lsn;
 use kahawai_wire::{Reader, WireError};
+use tracing::warn;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::audit;
@@ -94,7 +95,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// That of a data directory.
+    /// That of a data directory; one that is damaged at its beginning or end is none.
     pub fn find(files: &Arc<dyn Files>) -> io::Result<Option<Self>> {
         Self::find_at(files, SNAPSHOT_FILE)
     }
@@ -110,22 +111,17 @@ impl Snapshot {
             && length >= (HEAD_BYTES + 1 + SUM_BYTES) as u64
             && read_full_at(&*file, &mut sum, length - SUM_BYTES as u64)? == SUM_BYTES;
         let decoded = whole.then(|| decode_head(&head)).flatten();
-        let damaged = || {
-            let text = format!("{} is not what was written", files.describe(name));
-            io::Error::new(io::ErrorKind::InvalidData, text)
-        };
-        let (applied, chain) = decoded.ok_or_else(damaged)?;
-        Ok(Some(Self { applied, chain, length, sum: u64::from_be_bytes(sum) }))
+        if decoded.is_none() {
+            warn!(file = files.describe(name), "what was kept of ActiveMQ's index is damaged");
+        }
+        let sum = u64::from_be_bytes(sum);
+        Ok(decoded.map(|(applied, chain)| Self { applied, chain, length, sum }))
     }
 }
 
 /// Is what lies at `path` a whole snapshot with this length and sum?
 pub fn is_whole(files: &Arc<dyn Files>, path: &str, length: u64, sum: u64) -> io::Result<bool> {
-    let found = match Snapshot::find_at(files, path) {
-        Ok(found) => found,
-        Err(problem) if problem.kind() == io::ErrorKind::InvalidData => None,
-        Err(problem) => return Err(problem),
-    };
+    let found = Snapshot::find_at(files, path)?;
     if found.is_none_or(|found| (found.length, found.sum) != (length, sum)) {
         return Ok(false);
     }
@@ -281,12 +277,12 @@ pub(crate) fn load(
     state: &mut State,
 ) -> Result<Option<Loaded>, SnapshotError> {
     let path = files.describe(SNAPSHOT_FILE);
-    let io = |source: io::Error| match source.kind() {
-        io::ErrorKind::InvalidData => SnapshotError::Damaged { path: path.clone() },
-        _ => SnapshotError::Io { path: path.clone(), source },
-    };
-    let Some(snapshot) = Snapshot::find(files).map_err(io)? else { return Ok(None) };
+    let io = |source| SnapshotError::Io { path: path.clone(), source };
     let damaged = || SnapshotError::Damaged { path: path.clone() };
+    if !files.exists(SNAPSHOT_FILE).map_err(io)? {
+        return Ok(None);
+    }
+    let snapshot = Snapshot::find(files).map_err(io)?.ok_or_else(damaged)?;
     if !is_whole(files, SNAPSHOT_FILE, snapshot.length, snapshot.sum).map_err(io)? {
         return Err(damaged());
     }
